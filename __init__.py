@@ -1,0 +1,3 @@
+"""Trimtab: agents on small, steered, proven models."""
+
+__version__ = "0.1.0"
