@@ -1,0 +1,1 @@
+"""Steering: profiles and their store, interventions, learning methods and the vLLM plugin."""

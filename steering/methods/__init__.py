@@ -1,0 +1,1 @@
+"""Ways to learn what goes into a profile, one file a method."""
