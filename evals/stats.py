@@ -85,7 +85,7 @@ def paired_bootstrap(
     counts = np.bincount(at).astype(np.float64)
     m = len(order)
     draws = np.random.default_rng(seed).multinomial(m, np.full(m, 1 / m), size=samples).astype(np.float64)
-    means = (draws @ sums) / (draws @ counts)
+    means = (draws @ sums) / (draws @ counts)  # one resampled mean per row
     low, high = np.quantile(means, [0.5 - level / 2, 0.5 + level / 2])
     return Interval(float(sums.sum() / counts.sum()), float(low), float(high), level, m)
 
@@ -97,8 +97,8 @@ def mcnemar(only_first: int, only_second: int) -> float:
     at most 1. Without discordant pairs it is 1.
     """
     n, k = only_first + only_second, min(only_first, only_second)
-    tail = sum(math.comb(n, i) for i in range(k + 1))
-    return min(1.0, 2 * tail / 2**n)
+    tail: int = sum(math.comb(n, i) for i in range(k + 1))
+    return min(1.0, float(2 * tail / 2**n))
 
 
 def tango(only_first: float, only_second: float, n: float, level: float = 0.95) -> tuple[float, float]:

@@ -7,7 +7,6 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from trimtab.errors import BadInput
 from trimtab.evals import stats
 
@@ -98,7 +97,9 @@ def test_tango_ends_solve_the_score_equation_with_a_brute_force_likelihood(b: in
             terms = [(b, q + delta), (c, q), (n - b - c, same)]
             return -sum(k * math.log(max(p, 1e-300)) for k, p in terms if k)
 
-        q = minimize_scalar(loss, bounds=(max(0, -delta), (1 - delta) / 2), method="bounded", options={"xatol": 1e-12}).x
+        q = minimize_scalar(
+            loss, bounds=(max(0, -delta), (1 - delta) / 2), method="bounded", options={"xatol": 1e-12}
+        ).x
         return float((b - c - n * delta) / math.sqrt(n * (2 * q + delta * (1 - delta))))
 
     low, high = stats.tango(b, c, n)

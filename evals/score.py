@@ -1,0 +1,191 @@
+"""Did a task succeed, and if not, what went wrong first: one code per failed task.
+
+    no_call          no tool was called
+    malformed_call   arguments that are not JSON or do not fit the schema, and never mended
+    wrong_tool       an unknown tool, or other tools than the reference path
+    wrong_arguments  the right tools with other arguments than the reference path
+    tool_error       the last call failed in the tool
+    loop             a budget ran out, or the same call was made three times
+    wrong_answer     the answer lacks something it must contain
+    wrong_state      the world afterwards is not the expected one
+    engine_error     the engine or the machinery failed: counted and shown, and no failure of the model
+
+Success asks only for the answer and the final state, however they were reached.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from .suite import Task
+
+Code = Literal[
+    "no_call",
+    "malformed_call",
+    "wrong_tool",
+    "wrong_arguments",
+    "tool_error",
+    "loop",
+    "wrong_answer",
+    "wrong_state",
+    "engine_error",
+]
+LOOP = 3
+"""So many equal calls are a loop."""
+
+
+@dataclass(frozen=True)
+class Called:
+    """One call as it went. `fault` is what kept it from running, or None; `ok` is the tool's own verdict."""
+
+    name: str
+    arguments: str
+    ok: bool
+    fault: Literal["malformed", "unknown_tool"] | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run left behind. `broken` is the message of an infrastructure error, `limit` that of a spent budget."""
+
+    answer: str | None
+    calls: tuple[Called, ...] = ()
+    limit: str | None = None
+    broken: str | None = None
+
+
+@dataclass(frozen=True)
+class Score:
+    """`success` is None where the infrastructure failed; `code` and `reason` are None on success."""
+
+    success: bool | None
+    code: Code | None = None
+    reason: str | None = None
+
+
+def score(task: Task, outcome: Outcome, before: Mapping[str, Any], after: Mapping[str, Any]) -> Score:
+    """Judge one run by its answer and the state it left.
+
+    Args:
+        before, after: snapshots of the state.
+    """
+    if outcome.broken is not None:
+        return Score(None, "engine_error", outcome.broken)
+    missing = missing_from_answer(task.expect.answer, outcome.answer)
+    touched = state_differences(task.expect.state, before, after)
+    if outcome.limit is None and not missing and not touched:
+        return Score(True)
+    code, reason = _diagnose(task, outcome)
+    if code is not None:
+        return Score(False, code, reason)
+    if touched:
+        return Score(False, "wrong_state", touched[0])
+    return Score(False, "wrong_answer", f"the answer lacks {missing[0]!r}")
+
+
+def missing_from_answer(expected: Sequence[str], answer: str | None) -> list[str]:
+    """Those of `expected` that do not occur in `answer`; case and runs of white space do not count.
+
+    A number is a whole number: neither 17, 7.5 nor -7 contains 7.
+    """
+    text = _plain(answer or "")
+    return [needle for needle in expected if not _occurs(_plain(needle), text)]
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.replace("−", "-").split()).casefold()
+
+
+def _occurs(needle: str, text: str) -> bool:
+    before = r"(?<!\d)(?<!\d[.,])(?<!^-)(?<![\s(]-)" if needle[:1].isdigit() else ""
+    after = r"(?![.,]?\d)" if needle[-1:].isdigit() else ""
+    return re.search(before + re.escape(needle) + after, text) is not None
+
+
+def state_differences(
+    expected: Mapping[str, Any] | None, before: Mapping[str, Any], after: Mapping[str, Any]
+) -> list[str]:
+    """What is wrong with the final state, one line per key: not as expected, or changed though nothing said so."""
+    wanted = {**before, **{key: _sorted(key, value) for key, value in (expected or {}).items()}}
+    lines = []
+    for key in sorted({*wanted, *after}):
+        want, got = wanted.get(key), after.get(key)
+        if want != got and (want or got):
+            lines.append(f"{key} is {_short(got)}, expected {_short(want)}")
+    return lines
+
+
+def _sorted(key: str, value: Any) -> Any:
+    # Snapshots list events by date and time and contacts by name; a suite may list them in any order.
+    if key == "events":
+        return sorted(value, key=lambda e: (e["date"], e["time"], e["title"]))
+    if key == "contacts":
+        return sorted(value, key=lambda c: str(c["name"]))
+    return value
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
+def _diagnose(task: Task, outcome: Outcome) -> tuple[Code | None, str | None]:
+    """The first thing that went wrong on the way, if any step of the way tells."""
+    calls = outcome.calls
+    if outcome.limit is not None:
+        return "loop", outcome.limit
+    repeated = Counter((c.name, c.arguments) for c in calls).most_common(1)
+    if repeated and repeated[0][1] >= LOOP:
+        return "loop", f"{repeated[0][0][0]} was called {repeated[0][1]} times with the same arguments"
+    reference = task.expect.calls
+    if not calls and reference != ():
+        return "no_call", "no tool was called"
+    ran = [c for c in calls if c.fault is None]
+    if calls and calls[-1].fault == "malformed":
+        return "malformed_call", f"{calls[-1].name}: {calls[-1].arguments[:120]}"
+    if calls and calls[-1].fault == "unknown_tool":
+        return "wrong_tool", f"there is no tool {calls[-1].name!r}"
+    if reference is not None:
+        wanted, got = Counter(name for name, _ in reference), Counter(c.name for c in ran)
+        if wanted != got:
+            return "wrong_tool", f"called {_listed(got)} instead of {_listed(wanted)}"
+        if Counter(_key(name, arguments) for name, arguments in reference) != Counter(
+            _key(c.name, _parsed(c.arguments)) for c in ran
+        ):
+            return "wrong_arguments", "; ".join(f"{c.name} {c.arguments}" for c in ran)[:200]
+    if calls and not calls[-1].ok:
+        return "tool_error", f"{calls[-1].name} {calls[-1].arguments}"[:200]
+    return None, None
+
+
+def _listed(names: Counter[str]) -> str:
+    return ", ".join(sorted(names.elements())) or "nothing"
+
+
+def _parsed(arguments: str) -> Any:
+    try:
+        return json.loads(arguments)
+    except (ValueError, RecursionError):
+        return arguments
+
+
+def _key(name: str, arguments: Any) -> str:
+    return json.dumps([name, _canonical(arguments)], sort_keys=True, ensure_ascii=False)
+
+
+def _canonical(value: Any) -> Any:
+    """Arguments up to what no tool cares about: case and spaces of text, 5 and 5.0, an optional left out or null."""
+    if isinstance(value, str):
+        return _plain(value)
+    if isinstance(value, Mapping):
+        return {str(k): _canonical(v) for k, v in value.items() if v is not None}
+    if isinstance(value, list | tuple):
+        return [_canonical(v) for v in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value

@@ -1,0 +1,270 @@
+"""Suites: sets of tasks, each with the state it starts from and what must hold after it.
+
+    name: small
+    description: Held-out phrasings of calculations and office work
+    tasks:
+    - id: calc-001
+      family: calc
+      ask: How far is 26.2 miles in kilometres?
+      today: 2026-05-12
+      tools: [convert_units, calculate]     # null or left out: every built-in tool
+      state: {todos: [milk]}                # the world before; what is left out is empty
+      expect:
+        answer: ["42.1648"]                 # each must occur in the answer
+        state: {todos: [milk, bread]}       # keys given must equal the world after; all others must be untouched
+        calls: [{name: convert_units, arguments: {value: 26.2, from_unit: miles, to_unit: kilometres}}]
+
+`calls` is one reference path. It never decides success; it only tells a wrong tool from wrong arguments afterwards.
+The same tasks, one JSON object a line, make a `.jsonl` suite named after its file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, StrictStr, ValidationError, field_validator
+
+from ..errors import BadInput, NotFound
+
+PACKAGED = Path(__file__).parent / "suites"
+
+
+@dataclass(frozen=True)
+class Expect:
+    """What must hold after a task.
+
+    Attributes:
+        answer: strings that must all occur in the answer.
+        state: keys of the state that must equal these values; keys not given must equal the state before.
+        calls: a reference path as (tool, arguments), or None. An empty one says that none is needed.
+    """
+
+    answer: tuple[str, ...] = ()
+    state: Mapping[str, Any] | None = None
+    calls: tuple[tuple[str, Mapping[str, Any]], ...] | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is asked, in which world, with which tools. `tools` None means every built-in tool."""
+
+    id: str
+    family: str
+    ask: str
+    today: date
+    state: Mapping[str, Any]
+    tools: tuple[str, ...] | None
+    expect: Expect
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A named set of tasks. `sha256` is of their canonical content: two suites with one hash are the same test."""
+
+    name: str
+    tasks: tuple[Task, ...]
+    sha256: str
+    description: str | None = None
+
+    def first(self, limit: int | None) -> Suite:
+        """At most `limit` tasks, the families taking turns, so that a short run still covers them all.
+
+        Raises:
+            BadInput: `limit` is below 1.
+        """
+        if limit is None or limit >= len(self.tasks):
+            return self
+        if limit < 1:
+            raise BadInput(f"a limit of {limit} leaves no task", where="--limit", fix="Give 1 or more.")
+        families: dict[str, list[Task]] = {}
+        for task in self.tasks:
+            families.setdefault(task.family, []).append(task)
+        longest = max(map(len, families.values()))
+        turns = [queue[i] for i in range(longest) for queue in families.values() if i < len(queue)]
+        kept = {task.id for task in turns[:limit]}
+        return replace(self, tasks=tuple(t for t in self.tasks if t.id in kept))
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _Event(_Strict):
+    title: StrictStr
+    date: StrictStr
+    time: StrictStr = Field(pattern=r"^\d\d:\d\d$")
+
+    @field_validator("date", mode="before")
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        # YAML reads an unquoted 2026-05-12 as a date; its text is not in doubt.
+        return value.isoformat() if isinstance(value, date) else value
+
+    @field_validator("time", mode="before")
+    @classmethod
+    def _no_sexagesimal(cls, value: Any) -> Any:
+        if isinstance(value, int):
+            raise ValueError('YAML reads an unquoted time as a number: write it in quotes, such as "13:00"')
+        return value
+
+
+class _Contact(_Strict):
+    name: StrictStr
+    email: StrictStr | None = None
+    phone: StrictStr | None = None
+
+
+class _State(_Strict):
+    events: list[_Event] | None = None
+    contacts: list[_Contact] | None = None
+    todos: list[StrictStr] | None = None
+    done: list[StrictStr] | None = None
+    files: dict[str, StrictStr] | None = None
+
+    def given(self) -> dict[str, Any]:
+        return self.model_dump(exclude_unset=True, exclude_none=True)
+
+
+class _Call(_Strict):
+    name: StrictStr
+    arguments: dict[str, Any] = {}
+
+
+class _Expect(_Strict):
+    answer: list[StrictStr] = []
+    state: _State | None = None
+    calls: list[_Call] | None = None
+
+
+class _Task(_Strict):
+    id: StrictStr = Field(min_length=1)
+    family: StrictStr = "other"
+    ask: StrictStr = Field(min_length=1)
+    today: date
+    state: _State = _State()
+    tools: list[StrictStr] | None = None
+    expect: _Expect
+
+    @field_validator("expect")
+    @classmethod
+    def _checks_something(cls, value: _Expect) -> _Expect:
+        if not value.answer and value.state is None:
+            raise ValueError("nothing is checked: give an answer, a state or both")
+        return value
+
+    def task(self) -> Task:
+        calls = None if self.expect.calls is None else tuple((c.name, c.arguments) for c in self.expect.calls)
+        state = None if self.expect.state is None else self.expect.state.given()
+        expect = Expect(tuple(self.expect.answer), state, calls)
+        tools = None if self.tools is None else tuple(self.tools)
+        return Task(self.id, self.family, self.ask, self.today, self.state.given(), tools, expect)
+
+
+class _Suite(_Strict):
+    name: StrictStr = Field(min_length=1)
+    description: StrictStr | None = None
+    tasks: list[_Task] = Field(min_length=1)
+
+
+def known_suites() -> list[str]:
+    """Names of the packaged suites."""
+    return sorted(path.stem for path in PACKAGED.glob("*.yaml"))
+
+
+def find_suite(name_or_path: str | Path) -> Suite:
+    """A packaged suite by name, or any suite by the path of its `.yaml` or `.jsonl` file.
+
+    Raises:
+        NotFound: neither a packaged name nor a file; the message lists the names.
+        BadInput: the file is malformed; the message names file, task and field.
+    """
+    text = str(name_or_path)
+    if text in known_suites():
+        return load_suite(PACKAGED / f"{text}.yaml")
+    path = Path(text)
+    if path.is_file():
+        return load_suite(path)
+    known = ", ".join(known_suites()) or "none in this installation"
+    raise NotFound(
+        f"unknown suite {text!r}", fix=f"Packaged suites: {known}; or give the path of a .yaml or .jsonl file."
+    )
+
+
+def load_suite(path: Path) -> Suite:
+    """Read and check one suite file.
+
+    Raises:
+        BadInput: unreadable, malformed, or a task that does not hold together; names file, task and field.
+    """
+    data = _read(path)
+    try:
+        suite = _Suite.model_validate(data)
+    except ValidationError as error:
+        raise _explain(path, data, error) from None
+    seen: set[str] = set()
+    for task in suite.tasks:
+        if task.id in seen:
+            raise BadInput("two tasks have this id", where=f"{path}: task {task.id!r}: id", fix="Give each its own.")
+        seen.add(task.id)
+    tasks = tuple(t.task() for t in suite.tasks)
+    canonical = json.dumps(suite.model_dump(mode="json", exclude={"description", "name"}), sort_keys=True)
+    return Suite(suite.name, tasks, hashlib.sha256(canonical.encode()).hexdigest(), suite.description)
+
+
+def _read(path: Path) -> Any:
+    import yaml
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise NotFound("there is no such suite file", where=str(path)) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"not readable as text ({error})", where=str(path)) from None
+    if path.suffix == ".jsonl":
+        return {"name": path.stem, "tasks": _lines(path, text)}
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = str(path) if mark is None else f"{path}: line {mark.line + 1}"
+        raise BadInput(f"not YAML: {getattr(error, 'problem', None) or error}", where=where) from None
+
+
+def _lines(path: Path, text: str) -> list[Any]:
+    tasks = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            try:
+                tasks.append(json.loads(line))
+            except (ValueError, RecursionError) as error:
+                raise BadInput(f"not JSON: {error}", where=f"{path}: line {number}") from None
+    return tasks
+
+
+def _explain(path: Path, data: Any, error: ValidationError) -> BadInput:
+    # A misspelt field is also a missing one: name the spelling.
+    first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
+    place = list(first["loc"])
+    where = str(path)
+    if place[:1] == ["tasks"] and len(place) > 1:
+        index = int(place[1])
+        task = data["tasks"][index]
+        name = task.get("id") if isinstance(task, dict) else None
+        where += f": task {name!r}" if name else f": task number {index + 1}"
+        place = place[2:]
+    if place:
+        where += ": " + ".".join(map(str, place))
+    message = first["msg"].removeprefix("Value error, ")
+    fix = None
+    if first["type"] == "extra_forbidden":
+        message, fix = "unknown field", "Remove it, or mend its spelling."
+    elif first["type"] == "string_type" and isinstance(first["input"], int | float):
+        fix = f'Write it in quotes: "{first["input"]}".'
+    more = error.error_count() - 1
+    return BadInput(f"{message}{f' (and {more} more)' if more else ''}", where=where, fix=fix)

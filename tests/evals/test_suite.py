@@ -1,0 +1,128 @@
+"""The suite format: what is read, and how each mistake is named."""
+
+import json
+from datetime import date
+from pathlib import Path
+
+import pytest
+from trimtab.errors import BadInput, NotFound
+from trimtab.evals.suite import find_suite, known_suites, load_suite
+
+SUITE = """
+name: tiny
+tasks:
+- id: calc-001
+  family: calc
+  ask: How far is 26.2 miles in kilometres?
+  today: 2026-05-12
+  tools: [convert_units]
+  expect: {answer: ["42.1648"]}
+- id: office-001
+  family: office
+  ask: Add bread to my list
+  today: "2026-05-12"
+  state:
+    todos: [milk]
+    events: [{title: lunch, date: 2026-05-12, time: "13:00"}]
+  expect:
+    state: {todos: [milk, bread]}
+    calls: [{name: add_todo, arguments: {item: bread}}]
+"""
+
+
+def write(folder: Path, text: str, name: str = "tiny.yaml") -> Path:
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def test_a_suite_is_read(tmp_path: Path) -> None:
+    suite = find_suite(write(tmp_path, SUITE))
+    calc, office = suite.tasks
+    assert (suite.name, calc.tools, calc.today) == ("tiny", ("convert_units",), date(2026, 5, 12))
+    assert calc.expect.answer == ("42.1648",)
+    assert calc.expect.state is None
+    assert office.tools is None
+    assert office.state == {"todos": ["milk"], "events": [{"title": "lunch", "date": "2026-05-12", "time": "13:00"}]}
+    assert office.expect.calls == (("add_todo", {"item": "bread"}),)
+
+
+def test_json_lines_make_the_same_suite(tmp_path: Path) -> None:
+    rows = [
+        {
+            "id": "calc-001",
+            "family": "calc",
+            "ask": "How far is 26.2 miles in kilometres?",
+            "today": "2026-05-12",
+            "tools": ["convert_units"],
+            "expect": {"answer": ["42.1648"]},
+        }
+    ]
+    lines = load_suite(write(tmp_path, "\n".join(map(json.dumps, rows)) + "\n\n", "lines.jsonl"))
+    yaml = load_suite(write(tmp_path, SUITE.split("- id: office-001")[0]))
+    assert lines.name == "lines"
+    assert (lines.tasks, lines.sha256) == (yaml.tasks, yaml.sha256)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("family: calc", "famly: calc", ["calc-001", "famly", "unknown field"]),
+        ('["42.1648"]', "[42.1648]", ["calc-001", "expect.answer.0", "quotes"]),
+        ("today: 2026-05-12", "today: soon", ["calc-001", "today"]),
+        ("id: office-001", "id: calc-001", ["calc-001", "two tasks"]),
+        ('"13:00"', "13:00", ["office-001", "state.events.0.time", "quotes"]),
+        ('{answer: ["42.1648"]}', "{answer: []}", ["calc-001", "nothing is checked"]),
+        ("todos: [milk]", "todo: [milk]", ["office-001", "state.todo", "unknown field"]),
+        ("  ask: Add bread to my list\n", "", ["office-001", "ask"]),
+        ("- id: calc-001\n  family", "- family", ["task number 1", "id"]),
+        ("tasks:", "taskz:", ["taskz"]),
+        ("name: tiny", "name: [", ["line"]),
+    ],
+)
+def test_each_mistake_names_file_task_and_field(tmp_path: Path, old: str, new: str, named: list[str]) -> None:
+    assert old in SUITE
+    path = write(tmp_path, SUITE.replace(old, new, 1))
+    with pytest.raises(BadInput) as caught:
+        load_suite(path)
+    for part in [str(path), *named]:
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "name: x\ntasks: []", "!!python/object/apply:os.system [ls]", "\x00"])
+def test_files_that_are_no_suite(tmp_path: Path, text: str) -> None:
+    with pytest.raises(BadInput, match=r"tiny\.yaml"):
+        load_suite(write(tmp_path, text))
+
+
+def test_broken_json_line_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="line 2"):
+        load_suite(write(tmp_path, '{"id": "a"}\n{oops\n', "x.jsonl"))
+
+
+def test_unknown_suite_lists_the_known_ones() -> None:
+    with pytest.raises(NotFound) as caught:
+        find_suite("no-such-suite")
+    for name in known_suites():
+        assert name in str(caught.value)
+
+
+def test_packaged_suites_hold_together() -> None:
+    for name in known_suites():
+        suite = find_suite(name)
+        assert suite.name == name
+        assert len(suite.tasks) > 1
+
+
+def test_limit_takes_turns_between_families(tmp_path: Path) -> None:
+    rows = [
+        {"id": f"{family}{i}", "family": family, "ask": "x", "today": "2026-05-12", "expect": {"answer": ["y"]}}
+        for family in ("calc", "office")
+        for i in range(5)
+    ]
+    suite = load_suite(write(tmp_path, "\n".join(map(json.dumps, rows)), "x.jsonl"))
+    assert [t.id for t in suite.first(3).tasks] == ["calc0", "calc1", "office0"]
+    assert suite.first(None) is suite
+    assert suite.first(99) is suite
+    with pytest.raises(BadInput):
+        suite.first(0)
