@@ -1,0 +1,320 @@
+"""The engine inside this process: transformers in float32, PEFT for adapters, forward hooks for interventions.
+
+It is the reference that the vLLM server is held to, and the engine of machines that vLLM does not support. One request
+runs at a time, in a thread of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from ...errors import BadInput, EngineRefused, EngineUnavailable
+from ...home import home
+from ...steering.profile import Profile, load_profile
+from ...steering.store import ProfileStore
+from ..card import ModelCard
+from ..chat import ChatRequest, Delta, Message, Receipt, Reply, Sampling, ToolCall, Usage
+from . import hermes
+
+ADAPTERS_KEPT = 32
+"""Adapters held in memory; the one unused for longest goes first."""
+
+Emit = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Generated token ids (the end token included), their log probabilities, and whether the end token came."""
+
+    ids: list[int]
+    logprobs: list[float]
+    ended: bool
+
+
+class LocalEngine:
+    """Chat with a model in this process. Loading happens here, in the constructor: seconds.
+
+    Args:
+        card: the model.
+        store: where profiles come from.
+
+    Raises:
+        BadInput: the weights do not load, or there is no chat template.
+    """
+
+    name = "transformers"
+
+    def __init__(self, card: ModelCard, store: ProfileStore) -> None:
+        import torch
+        import transformers
+
+        self.card = card
+        self._store = store
+        try:
+            self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
+                card.path, local_files_only=True, trust_remote_code=False
+            )
+            self._model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+                card.path,
+                dtype=torch.float32,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+            ).eval()
+        except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+            reason = str(error).strip() or type(error).__name__
+            raise BadInput(f"the model does not load: {reason.splitlines()[0]}", where=str(card.path)) from error
+        if not self._tokenizer.chat_template:
+            raise BadInput("there is no chat template", where=str(card.path), fix="Add a chat_template.jinja")
+        self._ends = _end_tokens(self._tokenizer, self._model)
+        self._peft: Any = None
+        self._adapters: dict[str, None] = {}  # in order of last use
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="trimtab-local")
+        self._closed = False
+
+    @property
+    def model(self) -> str:
+        return self.card.name
+
+    async def chat(self, request: ChatRequest) -> Reply:
+        """Answer one request; see `Engine.chat`."""
+        cancel = threading.Event()
+        try:
+            return await self._submit(request, cancel, None)
+        finally:
+            cancel.set()
+
+    async def stream(self, request: ChatRequest) -> AsyncIterator[Delta]:
+        """Answer one request in pieces; see `Engine.stream`."""
+        loop = asyncio.get_running_loop()
+        pieces: asyncio.Queue[str | None] = asyncio.Queue()
+        cancel = threading.Event()
+
+        def put(piece: str | None) -> None:
+            if not cancel.is_set():
+                loop.call_soon_threadsafe(pieces.put_nowait, piece)
+
+        future = self._submit(request, cancel, put)
+        future.add_done_callback(lambda _: pieces.put_nowait(None))
+        try:
+            while (piece := await pieces.get()) is not None:
+                yield Delta(piece)
+            yield Delta(reply=await future)
+        finally:
+            cancel.set()
+            future.cancel()
+
+    async def profiles(self) -> list[str]:
+        """The names in the store."""
+        return self._store.names()
+
+    async def aclose(self) -> None:
+        self._closed = True
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _submit(self, request: ChatRequest, cancel: threading.Event, emit: Emit | None) -> asyncio.Future[Reply]:
+        if self._closed:
+            raise EngineUnavailable("the engine is closed", where=self.name)
+        return asyncio.get_running_loop().run_in_executor(self._pool, self._answer, request, cancel, emit)
+
+    # What follows runs in the worker thread.
+
+    def _answer(self, request: ChatRequest, cancel: threading.Event, emit: Emit | None) -> Reply:
+        start = time.perf_counter()
+        profile = self._profile(request.profile)
+        sampling = request.sampling or _defaults(profile)
+        prompt = self.prompt_ids(request)
+        room = (self.card.context or len(prompt) + sampling.max_tokens) - len(prompt)
+        if room <= 0:
+            raise EngineRefused(
+                f"the prompt has {len(prompt)} tokens, the model's context is {self.card.context}",
+                where=self.card.name,
+                fix="Shorten the conversation, or give fewer tools",
+            )
+        speak = _Speaker(self._text, parsed=bool(request.tools), emit=emit) if emit else None
+        with ExitStack() as stack:
+            adapter = self._enter_adapter(stack, profile)
+            if profile is not None and profile.interventions:
+                from ...steering.hooks import steered
+
+                stack.enter_context(steered(self._model, profile, len(prompt)))
+            drawn = self._draw(prompt, sampling, min(room, sampling.max_tokens), cancel, speak)
+        text = self._text(drawn.ids[:-1] if drawn.ended else drawn.ids, bool(request.tools))
+        if speak:
+            speak.finish(text)
+        content, calls = hermes.parse(text) if request.tools else (text or None, [])
+        message = Message(
+            "assistant", content, tuple(ToolCall(f"call_{uuid.uuid4().hex[:24]}", *call) for call in calls)
+        )
+        return Reply(
+            message=message,
+            finish_reason="tool_calls" if calls else "stop" if drawn.ended else "length",
+            usage=Usage(len(prompt), len(drawn.ids), 0),
+            seconds=time.perf_counter() - start,
+            receipt=self._receipt(profile, adapter, len(prompt), len(drawn.ids)),
+            logprobs=tuple(drawn.logprobs) if sampling.logprobs else None,
+        )
+
+    def prompt_ids(self, request: ChatRequest) -> list[int]:
+        """The prompt's tokens: the chat template over messages and tools, as vLLM renders it.
+
+        Raises:
+            EngineRefused: the template refuses the conversation.
+        """
+        import jinja2
+
+        try:
+            text = self._tokenizer.apply_chat_template(
+                hermes.template_messages(request.messages),
+                tools=hermes.template_tools(request.tools),
+                add_generation_prompt=True,
+                tokenize=False,
+            )
+        except (jinja2.TemplateError, KeyError, TypeError, ValueError) as error:
+            raise EngineRefused(f"the chat template refuses the request ({error})", where=self.card.name) from None
+        return list(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def _draw(
+        self, prompt: list[int], sampling: Sampling, count: int, cancel: threading.Event, speak: _Speaker | None
+    ) -> _Drawn:
+        import torch
+        from transformers import DynamicCache
+
+        generator = torch.Generator()
+        if sampling.seed is not None:
+            generator.manual_seed(sampling.seed)
+        else:
+            generator.seed()
+        cache = DynamicCache(config=self._model.config)
+        ids: list[int] = []
+        logprobs: list[float] = []
+        feed, position = torch.tensor([prompt]), 0
+        with torch.inference_mode():
+            while len(ids) < count:
+                if cancel.is_set():
+                    raise EngineUnavailable("the request was cancelled", where=self.name)
+                logits = self._model(
+                    input_ids=feed,
+                    position_ids=torch.arange(position, position + feed.shape[1])[None],
+                    past_key_values=cache,
+                    use_cache=True,
+                    logits_to_keep=1,
+                ).logits[0, -1]
+                position += feed.shape[1]
+                token = _pick(logits, sampling, generator)
+                ids.append(token)
+                if sampling.logprobs:
+                    logprobs.append(float(torch.log_softmax(logits, -1)[token]))
+                if token in self._ends:
+                    return _Drawn(ids, logprobs, True)
+                if speak:
+                    speak.hear(ids)
+                feed = torch.tensor([[token]])
+        return _Drawn(ids, logprobs, False)
+
+    def _text(self, ids: list[int], parsed: bool) -> str:
+        # Marks of a call may be special tokens in some models: they are kept where a parser reads them.
+        return str(self._tokenizer.decode(ids, skip_special_tokens=not parsed))
+
+    def _profile(self, spec: str | None) -> Profile | None:
+        if spec is None:
+            return None
+        return load_profile(
+            self._store.get(spec).directory,
+            hidden_size=self.card.hidden_size,
+            num_layers=self.card.num_layers,
+            base_sha256=self.card.sha256,
+        )
+
+    def _enter_adapter(self, stack: ExitStack, profile: Profile | None) -> str | None:
+        """Make the profile's adapter, or none, the one in effect; the SHA-256 of its weights."""
+        from ...steering.weights import merged_adapter
+
+        merged = merged_adapter(profile, home() / "cache" / "adapters") if profile else None
+        if merged is None:
+            if self._peft is not None:
+                stack.enter_context(self._peft.disable_adapter())
+            return None
+        import peft
+
+        folder, sha256 = merged
+        if self._peft is None:
+            self._peft = peft.PeftModel.from_pretrained(self._model, folder, adapter_name=sha256, is_trainable=False)
+        elif sha256 not in self._adapters:
+            self._peft.load_adapter(folder, adapter_name=sha256, is_trainable=False)
+        self._peft.eval()
+        self._adapters.pop(sha256, None)
+        self._adapters[sha256] = None
+        self._peft.set_adapter(sha256)
+        while len(self._adapters) > ADAPTERS_KEPT:
+            oldest = next(iter(self._adapters))
+            del self._adapters[oldest]
+            self._peft.delete_adapter(oldest)
+        return sha256
+
+    def _receipt(self, profile: Profile | None, adapter: str | None, prompt: int, generated: int) -> Receipt:
+        if profile is None:
+            return Receipt(self.name, self.card.name, tokens_steered=0)
+        scopes = {part.tokens for part in profile.interventions}
+        # The last token drawn is never fed back, so no residual stream of it is ever computed.
+        counts = {"prompt": prompt, "generated": max(generated - 1, 0)}
+        steered = sum(counts.values()) if "all" in scopes else sum(counts[scope] for scope in scopes)
+        return Receipt(
+            self.name, self.card.name, profile.id, profile.sha256, adapter, profile.layers, steered if scopes else 0
+        )
+
+
+class _Speaker:
+    """Turns growing token lists into pieces of content, holding back what may yet become a call or half a character."""
+
+    def __init__(self, text: Callable[[list[int], bool], str], *, parsed: bool, emit: Emit) -> None:
+        self._text, self._parsed, self._emit, self._said = text, parsed, emit, 0
+
+    def hear(self, ids: list[int]) -> None:
+        text = self._text(ids, self._parsed)
+        if not text.endswith("\ufffd"):
+            self._say(text, hermes.speakable(text) if self._parsed else len(text))
+
+    def finish(self, text: str) -> None:
+        """Say what was held back and turned out to be content."""
+        content, _ = hermes.parse(text) if self._parsed else (text, [])
+        self._say(text, len(content or ""))
+
+    def _say(self, text: str, upto: int) -> None:
+        if upto > self._said:
+            self._emit(text[self._said : upto])
+            self._said = upto
+
+
+def _defaults(profile: Profile | None) -> Sampling:
+    """A profile's decoding defaults; greedy where it has none."""
+    if profile is None:
+        return Sampling()
+    given = {k: v for k, v in profile.decoding.model_dump().items() if v is not None}
+    return Sampling(**given)
+
+
+def _pick(logits: Any, sampling: Sampling, generator: Any) -> int:
+    """The next token from logits [vocabulary]: the largest at temperature 0, else drawn from the top_p nucleus."""
+    import torch
+
+    if sampling.temperature <= 0:
+        return int(logits.argmax())
+    values, order = torch.sort(torch.softmax(logits / sampling.temperature, -1), descending=True)
+    values[values.cumsum(-1) - values >= sampling.top_p] = 0
+    return int(order[torch.multinomial(values, 1, generator=generator)])
+
+
+def _end_tokens(tokenizer: Any, model: Any) -> frozenset[int]:
+    """Tokens that end an answer: the tokenizer's and those of the generation config."""
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    ends = configured if isinstance(configured, list) else [configured]
+    return frozenset(int(i) for i in [*ends, tokenizer.eos_token_id] if i is not None)
