@@ -1,0 +1,335 @@
+"""Documents with tools that nobody has seen before: from these the base model learns to read signatures.
+
+A document draws 2 to 7 tools with made-up names, then asks for one of them in one of many ways. Whatever is right can only
+be found by reading the signatures and the request: names, parameters and values never repeat.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from .answers import Style, draw_style, tagged_style, word_answer
+from .words import PARAMETERS, VERBS, integer, number, person, phrase, pseudo_word, word
+
+NO_TOOL = "none of my tools can do that"
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a made-up tool; `noun` is how a person would call it."""
+
+    name: str
+    noun: str
+    schema: dict[str, Any]
+    required: bool
+
+
+@dataclass(frozen=True)
+class MadeUpTool:
+    """A tool that exists in one document only."""
+
+    name: str
+    verb: str
+    thing: str
+    description: str
+    parameters: tuple[Parameter, ...]
+
+    def spec(self) -> dict[str, Any]:
+        """The tool as an OpenAI specification."""
+        schema = {
+            "type": "object",
+            "properties": {p.name: p.schema for p in self.parameters},
+            "required": [p.name for p in self.parameters if p.required],
+            "additionalProperties": False,
+        }
+        return {
+            "type": "function",
+            "function": {"name": self.name, "description": self.description, "parameters": schema},
+        }
+
+
+def _join(words: list[str], style: int) -> str:
+    """One identifier from words: snake_case, camelCase, PascalCase, kebab-case or runtogether."""
+    if style == 1:
+        return words[0] + "".join(w.capitalize() for w in words[1:])
+    if style == 2:
+        return "".join(w.capitalize() for w in words)
+    return {0: "_", 3: "-", 4: ""}[style].join(words)
+
+
+def _parameter(rng: random.Random, style: int, required: bool) -> Parameter:
+    words = [rng.choice(PARAMETERS)] if rng.random() < 0.55 else [word(rng, 0.3)]
+    if rng.random() < 0.25:
+        words.append(rng.choice(PARAMETERS))
+    roll = rng.random()
+    schema: dict[str, Any]
+    if roll < 0.5:
+        schema = {"type": "string"}
+    elif roll < 0.68:
+        schema = {"type": "integer"}
+    elif roll < 0.8:
+        schema = {"type": "number"}
+    elif roll < 0.86:
+        schema = {"type": "boolean"}
+    elif roll < 0.95:
+        schema = {"type": "string", "enum": [word(rng) for _ in range(rng.randint(2, 4))]}
+    else:
+        schema = {"type": "array", "items": {"type": "string"}}
+    return Parameter(_join(words, style if style in (0, 1) else 0), " ".join(words), schema, required)
+
+
+def _value(rng: random.Random, schema: dict[str, Any]) -> Any:
+    if "enum" in schema:
+        return rng.choice(schema["enum"])
+    match schema["type"]:
+        case "integer":
+            return integer(rng)
+        case "number":
+            return number(rng)
+        case "boolean":
+            return rng.random() < 0.5
+        case "array":
+            return [word(rng) for _ in range(rng.randint(1, 3))]
+    roll = rng.random()
+    if roll < 0.4:
+        return phrase(rng, 1, 3)
+    if roll < 0.6:
+        return person(rng)
+    if roll < 0.75:
+        return f"{pseudo_word(rng)}{rng.choice('-_./ ')}{integer(rng)}"
+    return word(rng, 0.2) if rng.random() < 0.6 else word(rng, 0.2).capitalize()
+
+
+def _make(rng: random.Random, style: int, verb: str, thing: list[str]) -> MadeUpTool:
+    parts = [verb, *thing] if rng.random() < 0.85 else [*thing, verb]
+    count = rng.choice((0, 1, 1, 2, 2, 2, 3, 3, 4))
+    parameters: dict[str, Parameter] = {}
+    for i in range(count):
+        p = _parameter(rng, style, required=i == 0 or rng.random() < 0.7)
+        parameters[p.name] = p
+    noun = " ".join(thing)
+    first = next(iter(parameters.values())).noun if parameters else ""
+    forms = [f"{verb.capitalize()} a {noun}", f"{verb.capitalize()} the {noun}", f"{verb.capitalize()}s {noun}"]
+    if first:
+        forms += [f"{verb.capitalize()} a {noun} by {first}", f"{verb.capitalize()} the {noun} with a given {first}"]
+    description = rng.choice(forms) if rng.random() < 0.9 else ""
+    return MadeUpTool(_join(parts, style), verb, noun, description, tuple(parameters.values()))
+
+
+def draw_tools(rng: random.Random, count: int) -> list[MadeUpTool]:
+    """Tools that are easy to confuse: some share the verb, some the thing."""
+    style = rng.choice((0, 0, 0, 1, 1, 2, 3, 4))
+    verbs = rng.sample(list(VERBS), min(count, len(VERBS)))
+    things = [[word(rng) for _ in range(rng.choice((1, 1, 1, 2)))] for _ in range(count)]
+    tools: dict[str, MadeUpTool] = {}
+    for i in range(count):
+        verb = rng.choice(verbs[: i + 1]) if rng.random() < 0.4 else verbs[i]
+        if rng.random() < 0.12:
+            verb = pseudo_word(rng)
+        thing = rng.choice(things[: i + 1]) if rng.random() < 0.35 else things[i]
+        made = _make(rng, style, verb, thing)
+        tools.setdefault(made.name, made)
+    return list(tools.values())
+
+
+def _spoken(rng: random.Random, parameter: Parameter, value: Any) -> str:
+    """One argument as a person says it."""
+    noun = parameter.noun
+    if isinstance(value, bool):
+        yes = (f"with {noun}", f"{noun} on", f"{noun} yes", f"{noun}: true")
+        no = (f"without {noun}", f"{noun} off", f"{noun} no", f"{noun}: false")
+        return rng.choice(yes if value else no)
+    text = " and ".join(value) if isinstance(value, list) else str(value)
+    quoted = f'"{text}"' if rng.random() < 0.12 and isinstance(value, str) else text
+    return rng.choice(
+        (
+            f"with {noun} {quoted}",
+            f"{noun} {quoted}",
+            f"{noun} = {quoted}",
+            f"{noun}: {quoted}",
+            f"{quoted} as {noun}",
+            f"{quoted} as the {noun}",
+            f"the {noun} is {quoted}",
+            f"using {quoted} for the {noun}",
+            f"{noun} should be {quoted}",
+            f"where {noun} is {quoted}",
+            f"and {quoted} for {noun}",
+        )
+    )
+
+
+def _verb(rng: random.Random, verb: str) -> str:
+    return rng.choice(VERBS.get(verb, (verb,))) if rng.random() < 0.6 else verb
+
+
+def ask(rng: random.Random, made: MadeUpTool, arguments: dict[str, Any]) -> str:
+    """One request for a call, in one of many forms."""
+    verb, noun = _verb(rng, made.verb), made.thing
+    given = [p for p in made.parameters if p.name in arguments]
+    rng.shuffle(given)
+    lone = len(given) == 1 and given[0].schema.get("type") == "string" and rng.random() < 0.5
+    if lone:
+        tail = rng.choice(("{v}", "for {v}", "called {v}", "of {v}", "by {v}", "{v}")).format(v=arguments[given[0].name])
+    else:
+        tail = rng.choice((", ", " ", " and ", ", ")).join(_spoken(rng, p, arguments[p.name]) for p in given)
+    article = rng.choice(("the ", "a ", "", "my ", "that "))
+    core = f"{verb} {article}{noun}{' ' if tail else ''}{tail}"
+    form = rng.choice(
+        (
+            "{c}",
+            "{c}",
+            "{C}.",
+            "please {c}",
+            "Please {c}.",
+            "could you {c}?",
+            "Can you {c} for me?",
+            "I need you to {c}",
+            "I want to {c}.",
+            "i'd like to {c}",
+            "Time to {c}.",
+            "hey, {c}",
+            "Let's {c}",
+            "{C}, thanks.",
+            "We have to {c}.",
+            "would you mind to {c}",
+            "My boss wants me to {c}.",
+            "{c} now",
+            "help me {c}",
+            "Next: {c}",
+        )
+    )
+    return form.format(c=core, C=core[:1].upper() + core[1:])
+
+
+def _result(rng: random.Random) -> dict[str, Any]:
+    keys = {rng.choice(PARAMETERS) if rng.random() < 0.5 else word(rng, 0.4) for _ in range(rng.choice((1, 1, 2, 3)))}
+    return {
+        k: _value(rng, {"type": rng.choice(("string", "string", "integer", "number", "boolean", "array"))}) for k in keys
+    }
+
+
+def _say(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
+def report(rng: random.Random, style: Style, made: MadeUpTool, result: dict[str, Any]) -> str:
+    """The answer after a result."""
+    short = ", ".join(f"{k} {_say(v)}" for k, v in result.items()) if len(result) > 1 else _say(next(iter(result.values())))
+    facts = " and ".join(f"{k} is {_say(v)}" for k, v in result.items())
+    return word_answer(style, short, f"For the {made.thing}, {facts}", (made.name,), rng)
+
+
+def call_message(calls: list[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
+    """An assistant message that makes these calls."""
+    return {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [
+            {
+                "id": f"call_{i}",
+                "type": "function",
+                "function": {"name": name, "arguments": json.dumps(arguments, ensure_ascii=False)},
+            }
+            for i, (name, arguments) in enumerate(calls)
+        ],
+    }
+
+
+def tool_message(result: Any, index: int = 0) -> dict[str, Any]:
+    """A tool's result as a message."""
+    return {"role": "tool", "tool_call_id": f"call_{index}", "content": json.dumps(result, ensure_ascii=False)}
+
+
+def _arguments(rng: random.Random, made: MadeUpTool) -> dict[str, Any]:
+    return {p.name: _value(rng, p.schema) for p in made.parameters if p.required or rng.random() < 0.45}
+
+
+def _turn(rng: random.Random, style: Style, tools: list[MadeUpTool]) -> list[dict[str, Any]]:
+    """One request and everything up to its answer."""
+    made = rng.choice(tools)
+    roll = rng.random()
+    if roll < 0.09:
+        absent = draw_tools(rng, 1)[0]
+        if absent.thing not in {t.thing for t in tools}:
+            short, long = f"No tool for that {absent.thing}", f"I am sorry, {NO_TOOL}"
+            return [
+                {"role": "user", "content": ask(rng, absent, _arguments(rng, absent))},
+                {"role": "assistant", "content": word_answer(style, short, long, (), rng)},
+            ]
+    arguments = _arguments(rng, made)
+    required = [p for p in made.parameters if p.required]
+    if roll < 0.15 and required:
+        missing = rng.choice(required)
+        given = {k: v for k, v in arguments.items() if k != missing.name}
+        question = f"Which {missing.noun}?" if style.brief else f"Which {missing.noun} should I use for the {made.thing}?"
+        turn = [
+            {"role": "user", "content": ask(rng, made, given)},
+            {"role": "assistant", "content": question},
+            {"role": "user", "content": _spoken(rng, missing, arguments[missing.name])},
+        ]
+    elif roll < 0.25 and len(tools) > 1:
+        second = rng.choice(tools)
+        others = _arguments(rng, second)
+        joined = f"{ask(rng, made, arguments).rstrip('.?')}{rng.choice((', then ', ' and also ', '. Also '))}{ask(rng, second, others)}"
+        one, two = _result(rng), _result(rng)
+        text = f"{report(rng, Style(True, False), made, one)} {report(rng, Style(True, False), second, two)}".rstrip(".")
+        return [
+            {"role": "user", "content": joined},
+            call_message([(made.name, arguments), (second.name, others)]),
+            tool_message(one, 0),
+            tool_message(two, 1),
+            {"role": "assistant", "content": word_answer(style, text, text, (made.name, second.name), rng)},
+        ]
+    else:
+        turn = [{"role": "user", "content": ask(rng, made, arguments)}]
+    turn.append(call_message([(made.name, arguments)]))
+    if rng.random() < 0.06:
+        reason = f"no such {made.thing}" if rng.random() < 0.5 else f"{word(rng)} {word(rng)} failed"
+        turn.append(tool_message({"error": reason}))
+        short, long = f"Error: {reason}", f"That did not work: {reason}"
+        turn.append({"role": "assistant", "content": word_answer(style, short, long, (), rng)})
+        return turn
+    result = _result(rng)
+    turn += [tool_message(result), {"role": "assistant", "content": report(rng, style, made, result)}]
+    return turn
+
+
+def document(rng: random.Random) -> dict[str, Any]:
+    """One document: tools and one to three requests, as OpenAI messages."""
+    tools = draw_tools(rng, rng.choice((2, 3, 3, 4, 4, 5, 6, 7)))
+    messages: list[dict[str, Any]] = []
+    style = draw_style(rng)
+    if rng.random() < 0.4:
+        tag = style.tag(rng)
+        style = tagged_style(set(tag.removeprefix("Style: ").rstrip(".").split(", ")), rng)
+        messages.append({"role": "system", "content": tag})
+    for _ in range(rng.choice((1, 2, 2, 3))):
+        messages += _turn(rng, style, tools)
+    return {"family": "any", "messages": messages, "tools": [t.spec() for t in tools]}
+
+
+def copy_document(rng: random.Random) -> dict[str, Any]:
+    """A pure copy task: the model repeats made-up words, so that copying heads form early."""
+    messages: list[dict[str, Any]] = []
+    for _ in range(rng.randint(1, 3)):
+        text = rng.choice((" ", " ", "_", ", ", "-")).join(
+            word(rng, 0.2) if rng.random() < 0.8 else str(integer(rng)) for _ in range(rng.randint(2, 8))
+        )
+        messages += [
+            {"role": "user", "content": f"{rng.choice(('repeat', 'say', 'copy', 'echo'))}: {text}"},
+            {"role": "assistant", "content": text},
+        ]
+    return {"family": "copy", "messages": messages, "tools": []}
+
+
+def documents(seed: int, copy_share: float) -> Iterator[dict[str, Any]]:
+    """An endless stream of documents with made-up tools, `copy_share` of them pure copying."""
+    rng = random.Random(seed)
+    while True:
+        yield copy_document(rng) if rng.random() < copy_share else document(rng)

@@ -1,0 +1,219 @@
+"""Words, names and values without end: what the corpus is filled with.
+
+A small model that sees the same eighty nouns learns the nouns; one that never sees a noun twice has to learn to copy.
+So every generator here is unbounded: real words, words in the letter patterns of real ones, and plain letter noise.
+Held-out evaluation draws from the same generators with other seeds, and from word lists that training never uses.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from functools import cache
+
+NOUNS = (
+    "account address album alarm animal answer apartment apple article asset balance banner barrel basket battery beacon "
+    "bicycle bill blanket board boat bookmark bottle bracket branch bridge bucket budget building bundle button cabin cable "
+    "camera campaign candle canvas captain card carpet castle catalog category cell chair channel chapter charge chart "
+    "circle city client clock cloud coach coin collection color comment company compass concert contract copy corner course "
+    "crate currency customer dashboard deck delivery deposit desk device diagram dinner discount district document domain "
+    "door draft drawer driver drone engine envelope episode estimate exam exhibit expense factory farm feature fence field "
+    "filter flag flight floor flower folder forecast forest form formula fountain frame fridge garage garden gateway gift "
+    "glass goal grant graph grid group guest guide hammer harbor helmet highway hotel house image index ingredient insect "
+    "invoice island issue item jacket job journal journey kettle key kitchen label ladder lamp language lawn layer leaflet "
+    "lease ledger lesson letter level library license lion list loan lobby location lock log machine magazine manual map "
+    "margin market meal medal meeting member menu message meter mirror mission model module monitor month mountain movie "
+    "museum needle network node note number ocean office orchard order organ outlet oven package page paint painting panel "
+    "paper parade parcel park parking partner passage patient pattern payment pen permit person phone piano picture pilot "
+    "pipe planet plant plate player playlist pocket poem point policy pool port portrait poster price printer prize process "
+    "product profile program project property puzzle quarter queue quote rack radio railway ranking receipt recipe record "
+    "refund region rental report request reservation review ribbon river road robot rocket role roof room route rule sample "
+    "satellite schedule school score screen script seat section segment sensor server session sheet shelf shift ship shirt "
+    "shop signal singer site sketch snapshot song source speaker sponsor spoon stage stamp star station statue stock storage "
+    "store storm story street student subject subscription suit survey switch symbol system table target task tax teacher "
+    "team template temple tenant terminal theme thread ticket tile timer token topic tournament tower track trade trail train "
+    "transfer tree trip truck tunnel umbrella unit update user valley value vehicle vendor venue version video village "
+    "vineyard visa visitor voice volume voucher wagon wallet warehouse watch wave website wheel widget window wing workshop "
+    "yard zone"
+).split()
+VERBS: dict[str, tuple[str, ...]] = {
+    "get": ("get", "fetch", "show me", "give me", "look up", "pull up"),
+    "find": ("find", "look for", "locate", "search for"),
+    "list": ("list", "show all", "enumerate", "go through"),
+    "create": ("create", "make", "add", "set up", "new"),
+    "delete": ("delete", "remove", "get rid of", "erase", "drop"),
+    "update": ("update", "change", "modify", "edit"),
+    "send": ("send", "mail out", "dispatch", "forward"),
+    "book": ("book", "reserve", "arrange"),
+    "cancel": ("cancel", "call off", "abort"),
+    "check": ("check", "verify", "inspect", "have a look at"),
+    "start": ("start", "launch", "begin", "kick off"),
+    "stop": ("stop", "halt", "end", "shut down"),
+    "open": ("open", "bring up"),
+    "close": ("close", "shut"),
+    "count": ("count", "tally", "how many are there of"),
+    "rename": ("rename", "give a new name to"),
+    "move": ("move", "relocate", "shift"),
+    "copy": ("copy", "duplicate", "clone"),
+    "export": ("export", "save out", "dump"),
+    "import": ("import", "load in", "bring in"),
+    "rate": ("rate", "score", "grade"),
+    "print": ("print", "print out"),
+    "track": ("track", "follow", "trace"),
+    "compare": ("compare", "weigh up"),
+    "schedule": ("schedule", "plan", "set a time for"),
+    "order": ("order", "buy", "purchase"),
+    "share": ("share", "pass on"),
+    "lock": ("lock", "secure"),
+    "merge": ("merge", "combine", "join"),
+    "assign": ("assign", "hand over", "allocate"),
+}
+PARAMETERS = (
+    "name title id date city country color size amount quantity limit reason category type status priority email phone "
+    "language format path url query text message start end duration width height weight price currency source target owner "
+    "location unit level mode tag note count page host port user team room code value key time day month year address zip"
+).split()
+FIRST_NAMES = (
+    "Anna Ben Clara David Emma Felix Grace Henry Iris Jack Karen Leo Maria Nina Oscar Paula Quentin Rosa Sam Tina Umar Vera "
+    "Walter Xenia Yusuf Zoe Aisha Bruno Chloe Dmitri Elena Farid Gina Hugo Ingrid Jonas Keiko Lars Mina Noah Olga Pedro Ravi "
+    "Sofia Tomas Ulrike Victor Wendy Yara Zane Alice Bob Carol Dan Eve Frank Gus Hana Ivan Julia Kofi Lucia Marco Nadia Omar"
+).split()
+TLDS = ("com", "org", "net", "io", "co", "edu", "example")
+
+
+@cache
+def _chain() -> dict[str, list[str]]:
+    """Which letter follows which two, read off the real words."""
+    chain: dict[str, list[str]] = defaultdict(list)
+    for word in (*NOUNS, *PARAMETERS, *(n.lower() for n in FIRST_NAMES)):
+        padded = f"^^{word}$"
+        for i in range(len(padded) - 2):
+            chain[padded[i : i + 2]].append(padded[i + 2])
+    return dict(chain)
+
+
+def pseudo_word(rng: random.Random) -> str:
+    """A word in the letter patterns of English, 3 to 10 letters, lower case; nearly always one that does not exist."""
+    chain = _chain()
+    while True:
+        word, state = "", "^^"
+        while len(word) < 11:
+            letter = rng.choice(chain[state])
+            if letter == "$":
+                break
+            word += letter
+            state = state[1] + letter
+        if 3 <= len(word) <= 10:
+            return word
+
+
+def word(rng: random.Random, real: float = 0.4) -> str:
+    """One lower-case word: real with probability `real`, else a pseudo-word or, rarely, plain letter noise."""
+    roll = rng.random()
+    if roll < real:
+        return rng.choice(NOUNS)
+    if roll < 0.93:
+        return pseudo_word(rng)
+    return "".join(rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(rng.randint(3, 8)))
+
+
+def phrase(rng: random.Random, low: int = 1, high: int = 4) -> str:
+    """Some words with spaces between."""
+    return " ".join(word(rng) for _ in range(rng.randint(low, high)))
+
+
+def person(rng: random.Random) -> str:
+    """A first name, sometimes with a surname, sometimes one that nobody bears."""
+    first = rng.choice(FIRST_NAMES) if rng.random() < 0.5 else pseudo_word(rng).capitalize()
+    return f"{first} {pseudo_word(rng).capitalize()}" if rng.random() < 0.35 else first
+
+
+def email(rng: random.Random, name: str | None = None) -> str:
+    """An e-mail address, in half the cases built on the name."""
+    local = name.lower().replace(" ", rng.choice([".", "_", ""])) if name and rng.random() < 0.5 else word(rng)
+    return f"{local}@{word(rng)}.{rng.choice(TLDS)}"
+
+
+def phone(rng: random.Random) -> str:
+    """A telephone number in one of several writings."""
+    digits = [str(rng.randint(0, 9)) for _ in range(9)]
+    style = rng.randrange(4)
+    if style == 0:
+        return "".join(digits[:7])
+    if style == 1:
+        return f"{''.join(digits[:3])}-{''.join(digits[3:7])}"
+    if style == 2:
+        return f"+{rng.randint(1, 99)} {''.join(digits[:3])} {''.join(digits[3:])}"
+    return f"0{''.join(digits[:3])} {''.join(digits[3:6])} {''.join(digits[6:])}"
+
+
+def path(rng: random.Random) -> str:
+    """A relative path to a text file."""
+    stem = word(rng) if rng.random() < 0.7 else f"{word(rng)}{rng.choice('-_')}{word(rng)}"
+    folder = f"{word(rng)}/" if rng.random() < 0.6 else ""
+    return f"{folder}{stem}.{rng.choice(('txt', 'md', 'txt', 'csv', 'log'))}"
+
+
+def integer(rng: random.Random) -> int:
+    """An integer of one to six digits, all lengths equally likely."""
+    return rng.randint(1, 10 ** rng.randint(1, 6))
+
+
+def number(rng: random.Random) -> int | float:
+    """A number as people type one: mostly short integers, else one to three decimals."""
+    if rng.random() < 0.6:
+        return rng.randint(1, 10 ** rng.choice((1, 2, 2, 3, 3, 4)))
+    value = round(rng.uniform(0, 10 ** rng.choice((1, 2, 3))), rng.choice((1, 1, 2, 2, 3)))
+    return int(value) if value == int(value) else value
+
+
+_MONTHS = "January February March April May June July August September October November December".split()
+_DAYS = (31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
+_WEEKDAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
+
+
+def date_text(rng: random.Random, *, relative: bool = True) -> str:
+    """A date as a person writes it."""
+    month = rng.randrange(12)
+    day = rng.randint(1, _DAYS[month])
+    name = _MONTHS[month] if rng.random() < 0.75 else _MONTHS[month][:3]
+    roll = rng.random()
+    if roll < 0.45:
+        return f"{day} {name}"
+    if roll < 0.65:
+        return f"{name} {day}"
+    if roll < 0.75:
+        return f"{day} {name} {rng.randint(2020, 2032)}"
+    if roll < 0.85 or not relative:
+        return f"{rng.randint(2020, 2032)}-{month + 1:02d}-{day:02d}"
+    return rng.choice(("today", "tomorrow", "yesterday", *_WEEKDAYS, *(w.lower() for w in _WEEKDAYS)))
+
+
+def time_text(rng: random.Random) -> str:
+    """A time of day as a person writes it."""
+    hour, minute = rng.randint(0, 23), rng.choice((0, 0, 15, 30, 45, rng.randint(0, 59)))
+    roll = rng.random()
+    if roll < 0.5:
+        return f"{hour}:{minute:02d}" if rng.random() < 0.5 else f"{hour:02d}:{minute:02d}"
+    half = "am" if hour < 12 else "pm"
+    twelve = hour % 12 or 12
+    gap = rng.choice(("", " "))
+    if roll < 0.95:
+        return f"{twelve}{gap}{half}" if minute == 0 else f"{twelve}:{minute:02d}{gap}{half}"
+    return "noon"
+
+COMMON = (
+    "what when where which who how why is are was were do does did can could would will should may might have has had the a an "
+    "and or of to in on at by for from with without into as it its this that these those there here me my you your we our us i "
+    "please thanks thank hello hi hey help need want like let make give show tell put take add remove save find look get set "
+    "calculate convert work out sum total plus minus times divided multiplied percent square root power between after before "
+    "day days week weeks month months year years hour hours minute minutes second seconds today tomorrow yesterday date time "
+    "calendar event events meeting lunch dentist birthday call appointment schedule contact contacts address mail phone number "
+    "list todo todos item items done mark open file files folder read write text content notes written added deleted saved "
+    "result results error unknown nothing tool tools used none sorry certainly course very well sure thing here go no worries "
+    "style brief detailed formal casual system user assistant name arguments true false null string integer number boolean any "
+    "expression value unit units start end title path email events todos contacts weekday kilometres miles metres feet inches "
+    "pounds kilograms grams ounces litres gallons pints cups celsius fahrenheit kelvin acres hectares megabytes gigabytes "
+    "for the is in your calendar on at are days between says have nothing main there that did not work which unit should"
+).split()
+"""Everyday words of requests and answers; the tokenizer gives them tokens of their own."""

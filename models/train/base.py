@@ -1,0 +1,192 @@
+"""Training the embedded base models from scratch, and growing the large stand-in out of the small one."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...home import file_sha256, write_atomic
+from ..embedded import random_tools, words
+from ..embedded.template import SPECIAL, train_tokenizer
+from .data import Example, Rows, data_hash, encode, pack, to_rows
+from .loop import Point, fit
+from .recipe import Recipe
+
+CHUNK = 25
+"""Steps whose documents share one seed; resuming regenerates at most one chunk."""
+COPY_FIRST = 8
+"""Chunks at the start of which half is pure copying, so that copying heads form early."""
+MADE_UP_FIRST = 28
+"""Chunks at the start with made-up tools only: reading signatures is learned before any family can be memorised."""
+
+
+def make_tokenizer(directory: Path, documents: int = 6000, seed: int = 7) -> None:
+    """Train the tokenizer on made-up words and everyday ones, and write it into `directory`."""
+    rng = random.Random(seed)
+    texts = [" ".join(rng.choices(words.COMMON, k=60)) for _ in range(1000)]
+    texts += [" ".join((*words._MONTHS, *words._WEEKDAYS, *words.FIRST_NAMES)) for _ in range(50)]
+    for _ in range(documents):
+        document = random_tools.document(rng)
+        texts += [str(m["content"]) for m in document["messages"] if m["content"]]
+        texts += [t["function"]["name"] for t in document["tools"]]
+    train_tokenizer(texts, directory)
+
+
+def chunked(
+    recipe: Recipe, tokenizer: Any, documents: Callable[[int], Iterable[dict[str, Any]]]
+) -> Callable[[int], Iterator[Rows]]:
+    """Batches from an endless corpus.
+
+    Args:
+        documents: the number of a chunk -> its documents, endless and always the same for the same number.
+    """
+
+    def examples(chunk: int) -> Iterator[Example]:
+        for document in documents(chunk):
+            yield encode(tokenizer, document)
+
+    def batches(start: int) -> Iterator[Rows]:
+        for chunk in itertools.count(start // CHUNK):
+            rows = pack(examples(chunk), recipe.length)
+            for step in range(chunk * CHUNK, (chunk + 1) * CHUNK):
+                batch = list(itertools.islice(rows, recipe.batch))
+                if step >= start:
+                    yield to_rows(batch, recipe.length)
+
+    return batches
+
+
+def new_model(recipe: Recipe, vocabulary: int) -> Any:
+    """A Qwen3 model with random weights from the recipe's seed."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(recipe.seed)
+    config = Qwen3Config(
+        vocab_size=vocabulary,
+        hidden_size=recipe.hidden,
+        intermediate_size=recipe.intermediate,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.kv_heads,
+        head_dim=recipe.hidden // recipe.heads,
+        max_position_embeddings=2048,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=SPECIAL.index("<|im_end|>"),
+        pad_token_id=SPECIAL.index("<|endoftext|>"),
+        use_cache=False,
+        attn_implementation="sdpa",
+    )
+    return Qwen3ForCausalLM(config)
+
+
+def grown_model(small: Path, recipe: Recipe) -> Any:
+    """A deeper model that starts out computing exactly what `small` computes.
+
+    Block expansion (LLaMA Pro, arXiv 2401.02415, section 3): new blocks are copies of their neighbours whose two output
+    projections are zero, so each adds nothing until it is trained.
+    """
+    from transformers import AutoModelForCausalLM
+
+    source = AutoModelForCausalLM.from_pretrained(small, dtype=torch.float32)
+    depth = source.config.num_hidden_layers
+    grown = new_model(recipe.model_copy(update={"hidden": source.config.hidden_size}), source.config.vocab_size)
+    state = {k: v for k, v in source.state_dict().items() if ".layers." not in k}
+    taken: set[int] = set()
+    for layer in range(recipe.layers):
+        origin = layer * depth // recipe.layers
+        for name, tensor in source.model.layers[origin].state_dict().items():
+            fresh = origin in taken and name.endswith(("o_proj.weight", "down_proj.weight"))
+            state[f"model.layers.{layer}.{name}"] = torch.zeros_like(tensor) if fresh else tensor.clone()
+        taken.add(origin)
+    grown.load_state_dict(state)
+    return grown
+
+
+def train_base(
+    name: str,
+    recipe: Recipe,
+    directory: Path,
+    work: Path,
+    *,
+    grow_from: Path | None = None,
+    report: Callable[[Point, float], None] | None = None,
+) -> dict[str, Any]:
+    """Train a base model and write it, with tokenizer and card, into `directory`.
+
+    Args:
+        work: folder for checkpoints; an interrupted run goes on from there.
+        grow_from: a smaller model to start from by block expansion; its tokenizer is kept.
+
+    Returns:
+        The model's card.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer_home = grow_from or work / "tokenizer"
+    if not (tokenizer_home / "tokenizer.json").exists():
+        make_tokenizer(tokenizer_home)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_home)
+    model = grown_model(grow_from, recipe) if grow_from else new_model(recipe, len(tokenizer))
+    with ExitStack() as stack:
+
+        @cache
+        def world() -> Any:
+            from ..embedded.corpus import open_world
+
+            return stack.enter_context(open_world())
+
+        def documents(chunk: int) -> Iterator[dict[str, Any]]:
+            seed = recipe.seed * 1_000_003 + chunk
+            if grow_from is None and chunk < MADE_UP_FIRST:
+                return random_tools.documents(seed, copy_share=0.5 if chunk < COPY_FIRST else 0.05)
+            from ..embedded.corpus import base_documents
+
+            return base_documents(seed, world())
+
+        curve = fit(model, recipe, chunked(recipe, tokenizer, documents), checkpoint=work / "checkpoint", report=report)
+        sample = list(itertools.islice(documents(100), 500))
+    write_model(model, tokenizer_home, directory)
+    card = {
+        "name": name,
+        "kind": "base" if grow_from is None else f"base, grown from {grow_from.name} by block expansion",
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "sha256": file_sha256(directory / "model.safetensors"),
+        "recipe": recipe.model_dump(mode="json"),
+        "data": {"generator": "trimtab.models.embedded.corpus.base_documents", "sample_sha256": data_hash(sample)},
+        "tokens": curve[-1].tokens,
+        "seconds": round(curve[-1].seconds),
+        "final_loss": round(sum(p.loss for p in curve[-5:]) / len(curve[-5:]), 4),
+    }
+    write_atomic(directory / "card.json", json.dumps(card, indent=2) + "\n")
+    return card
+
+
+def write_model(model: Any, tokenizer_home: Path, directory: Path) -> None:
+    """Write weights (bfloat16: exact in float32, half the size) and tokenizer in the form transformers and vLLM load."""
+    from safetensors.torch import save_file
+
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        k: v.detach().to(torch.bfloat16).contiguous() for k, v in model.state_dict().items() if k != "lm_head.weight"
+    }
+    fresh = directory / "model.safetensors.new"
+    save_file(tensors, fresh, {"format": "pt"})
+    fresh.replace(directory / "model.safetensors")
+    config = {**model.config.to_dict(), "use_cache": True, "dtype": "bfloat16"}
+    write_atomic(directory / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
+    generation = {"eos_token_id": model.config.eos_token_id, "pad_token_id": model.config.pad_token_id, "do_sample": False}
+    write_atomic(directory / "generation_config.json", json.dumps(generation, indent=2) + "\n")
+    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        if tokenizer_home != directory:
+            shutil.copyfile(tokenizer_home / file, directory / file)

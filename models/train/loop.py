@@ -1,0 +1,182 @@
+"""The training loop: packed rows in, a trained model out; stops and goes on exactly where it was."""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from ...home import write_atomic
+from .data import IGNORE, Rows
+from .recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point of the training curve. `loss` is the mean cross-entropy (nats) of learned tokens since the last point."""
+
+    step: int
+    loss: float
+    learning_rate: float
+    tokens: int
+    seconds: float
+
+
+def learning_rate(recipe: Recipe, step: int) -> float:
+    """The learning rate of a step: warm-up, stable, linear decay."""
+    warm = min(1.0, (step + 1) / max(1, recipe.warmup))
+    left = min(1.0, (recipe.steps - step) / max(1, recipe.decay))
+    return recipe.lr * min(warm, left)
+
+
+def _mask(rows: Rows) -> torch.Tensor:
+    """[batch, 1, length, length] bool: a token sees itself and what came before it in its own document."""
+    documents = torch.from_numpy(rows.documents)
+    same = documents[:, None, :, None] == documents[:, None, None, :]
+    length = documents.shape[1]
+    return same & torch.ones(length, length, dtype=torch.bool).tril()
+
+
+def loss_of(model: Any, backbone: Any, rows: Rows) -> torch.Tensor:
+    """Mean cross-entropy of the learned tokens. The output head runs on those tokens only."""
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden = backbone(
+            input_ids=torch.from_numpy(rows.ids),
+            attention_mask=_mask(rows),
+            position_ids=torch.from_numpy(rows.positions),
+        ).last_hidden_state
+        targets = torch.from_numpy(rows.targets).flatten()
+        keep = targets != IGNORE
+        logits = model.get_output_embeddings()(hidden.flatten(0, 1)[keep])
+    return torch.nn.functional.cross_entropy(logits.float(), targets[keep])
+
+
+def _ahead(batches: Iterator[Rows], depth: int = 3) -> Iterator[Rows]:
+    """The same batches, made by a thread while the model computes."""
+    made: queue.Queue[Rows | BaseException | None] = queue.Queue(depth)
+    stop = threading.Event()
+
+    def work() -> None:
+        try:
+            for rows in batches:
+                while not stop.is_set():
+                    try:
+                        made.put(rows, timeout=0.5)
+                        break
+                    except queue.Full:
+                        continue
+                if stop.is_set():
+                    return
+            made.put(None)
+        except BaseException as error:
+            made.put(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        while (item := made.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+
+
+def save_checkpoint(directory: Path, model: Any, optimizer: Any, step: int, curve: list[Point]) -> None:
+    """Write all that is needed to go on: trainable weights, optimizer state, step, curve. Whole or not at all."""
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors: dict[str, torch.Tensor] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            tensors[f"w.{name}"] = parameter.detach().clone()
+            for key, value in optimizer.state.get(parameter, {}).items():
+                tensors[f"o.{key}.{name}"] = torch.as_tensor(value).detach().clone()
+    fresh = directory / "state.new"
+    save_file(tensors, fresh, {"step": str(step)})
+    fresh.replace(directory / "state.safetensors")
+    write_atomic(directory / "curve.json", json.dumps([asdict(p) for p in curve]))
+
+
+def load_checkpoint(directory: Path, model: Any, optimizer: Any) -> tuple[int, list[Point]]:
+    """Put a checkpoint back into model and optimizer; returns the step to go on with and the curve so far."""
+    from safetensors import safe_open
+
+    file = directory / "state.safetensors"
+    if not file.exists():
+        return 0, []
+    with safe_open(file, "pt") as opened:
+        step = int((opened.metadata() or {})["step"])
+    tensors = load_file(file)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(tensors[f"w.{name}"])
+                state = {k.split(".", 2)[1]: v for k, v in tensors.items() if k.startswith("o.") and k.split(".", 2)[2] == name}
+                if state:
+                    optimizer.state[parameter] = state
+    curve = [Point(**p) for p in json.loads((directory / "curve.json").read_text())]
+    return step, [p for p in curve if p.step <= step]
+
+
+def fit(
+    model: Any,
+    recipe: Recipe,
+    batches: Callable[[int], Iterator[Rows]],
+    *,
+    checkpoint: Path | None = None,
+    every: int = 100,
+    report: Callable[[Point, float], None] | None = None,
+) -> list[Point]:
+    """Train `model` in place.
+
+    Args:
+        batches: given the step to start at, the stream of batches from there.
+        checkpoint: folder to resume from and save to, every `every` steps.
+        report: called with each point of the curve and the seconds that are left at this speed.
+
+    Returns:
+        The training curve.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    decayed = [p for p in parameters if p.ndim > 1]
+    plain = [p for p in parameters if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, recipe.beta2), fused=True)
+    start, curve = load_checkpoint(checkpoint, model, optimizer) if checkpoint else (0, [])
+    backbone = getattr(model, "base_model", model)
+    backbone = backbone.model.model if hasattr(backbone, "peft_config") else model.model
+    if recipe.compile:
+        backbone = torch.compile(backbone, dynamic=False)
+    model.train()
+    tokens = curve[-1].tokens if curve else 0
+    spent = curve[-1].seconds if curve else 0.0
+    began, recent = time.monotonic(), []
+    for step, rows in zip(range(start, recipe.steps), _ahead(batches(start)), strict=False):
+        rate = learning_rate(recipe, step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        loss = loss_of(model, backbone, rows)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(parameters, recipe.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        recent.append(loss.item())
+        tokens += int((rows.documents > 0).sum())
+        last = step + 1 == recipe.steps
+        if (step + 1) % 20 == 0 or last:
+            seconds = spent + time.monotonic() - began
+            curve.append(Point(step + 1, sum(recent) / len(recent), rate, tokens, seconds))
+            recent = []
+            if report is not None:
+                report(curve[-1], (time.monotonic() - began) / (step + 1 - start) * (recipe.steps - step - 1))
+        if checkpoint and ((step + 1) % every == 0 or last):
+            save_checkpoint(checkpoint, model, optimizer, step + 1, curve)
+    model.eval()
+    return curve

@@ -1,0 +1,61 @@
+"""A training recipe: everything a run depends on besides the data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ...errors import BadInput
+
+
+class Recipe(BaseModel):
+    """How to train. Lengths are tokens, times are optimizer steps.
+
+    The learning rate warms up over `warmup` steps, stays at `lr`, and falls to zero linearly over the last `decay` steps
+    (warm-up, stable, decay). AdamW is bias-corrected (arXiv 2006.04884: without it fine-tuning fails at random).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    steps: int = Field(gt=0)
+    batch: int = Field(16, gt=0, description="rows per step")
+    length: int = Field(384, gt=0, description="tokens per row")
+    lr: float = Field(gt=0)
+    warmup: int = 50
+    decay: int = Field(100, ge=0)
+    weight_decay: float = 0.1
+    beta2: float = 0.98
+    clip: float = 1.0
+    seed: int = 0
+    compile: bool = False
+    layers: int = 6
+    hidden: int = 256
+    intermediate: int = 704
+    heads: int = 4
+    kv_heads: int = 2
+    rank: int = 8
+    alpha: int = 16
+    targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+def load_recipe(path: Path, **changes: Any) -> Recipe:
+    """Read a recipe from YAML; `changes` that are not None win over the file.
+
+    Raises:
+        BadInput: the file is not there, is not YAML, or a field is unknown or out of range.
+    """
+    try:
+        data = yaml.safe_load(path.read_text())
+        if not isinstance(data, dict):
+            raise BadInput("a recipe is a mapping of fields to values", where=str(path))
+        return Recipe(**{**data, **{k: v for k, v in changes.items() if v is not None}})
+    except FileNotFoundError as error:
+        raise BadInput("there is no such recipe", where=str(path)) from error
+    except yaml.YAMLError as error:
+        raise BadInput(f"not YAML: {error}", where=str(path)) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise BadInput(first["msg"], where=f"{path}: {'.'.join(map(str, first['loc']))}") from error
