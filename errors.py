@@ -71,9 +71,26 @@ class EngineRefused(EngineError):
 
 
 class LimitExceeded(TrimtabError):
-    """A budget of steps, tokens, seconds or money is spent."""
+    """A budget of steps, tokens, seconds or money is spent.
+
+    Args:
+        kind, value, limit: which budget, what was spent and what was allowed, where the error is about a number.
+    """
 
     status, exit_code = 429, 4
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str | None = None,
+        fix: str | None = None,
+        kind: str | None = None,
+        value: float | None = None,
+        limit: float | None = None,
+    ) -> None:
+        super().__init__(what, where=where, fix=fix)
+        self.kind, self.value, self.limit = kind, value, limit
 
 
 class Unknown(TrimtabError):
