@@ -1,0 +1,153 @@
+"""`trimtab train base|adapter|router|suites`: every trained file of the project is made by one of these."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .loop import Point
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+def add_commands(subparsers: Any) -> None:
+    """Add `train` and its parts to the command line."""
+    train = subparsers.add_parser("train", help="train base models, adapters and the router")
+    parts = train.add_subparsers(title="what to train", metavar="WHAT", required=True)
+
+    base = parts.add_parser("base", help="train an embedded base model from scratch")
+    base.add_argument("name", help="trimtab-nano, or trimtab-large (grown from a trained trimtab-nano)")
+    base.add_argument("--recipe", type=Path, help="a recipe file; the model's own by default")
+    base.add_argument("--out", type=Path, help="where to write the model; its place in the package by default")
+    _common(base)
+    base.set_defaults(handler=run_base)
+
+    adapter = parts.add_parser("adapter", help="train a LoRA adapter and save it as a profile")
+    adapter.add_argument("name", help="the profile's name")
+    source = adapter.add_mutually_exclusive_group(required=True)
+    source.add_argument("--family", choices=("calc", "office"), help="a task family of the corpus")
+    source.add_argument("--data", type=Path, help="JSONL of conversations in OpenAI's form")
+    adapter.add_argument("--style", help="with --family: one style for all, such as `detailed,casual`")
+    adapter.add_argument("--base", default="trimtab-nano", help="base model: name or folder (default %(default)s)")
+    adapter.add_argument("--recipe", type=Path, default=RECIPES / "adapter.yaml", help="a recipe file")
+    adapter.add_argument("--steps", type=int, help="optimizer steps, instead of the recipe's")
+    adapter.add_argument("--seed", type=int, help="seed, instead of the recipe's")
+    adapter.add_argument("--out", type=Path, help="write the bare adapter into this folder instead of a profile")
+    _common(adapter)
+    adapter.set_defaults(handler=run_adapter)
+
+
+def _common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--work", type=Path, help="folder for checkpoints; an interrupted run goes on from there")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
+    parser.add_argument("--json", action="store_true", help="print the card as JSON")
+
+
+def _threads(args: argparse.Namespace) -> None:
+    import os
+
+    import torch
+
+    torch.set_num_threads(args.threads or os.cpu_count() or 1)
+
+
+def _reporter() -> Callable[[Point, float], None]:
+    """Prints the curve to stderr as it grows."""
+    def report(point: Point, left: float) -> None:
+        speed = point.tokens / max(point.seconds, 1e-9)
+        print(
+            f"step {point.step:>6}  loss {point.loss:.4f}  {speed:,.0f} tokens/s  {left / 60:.1f} min left",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    return report
+
+
+def _print_card(card: dict[str, Any], where: Path, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(card, indent=2))
+    else:
+        print(f"{where}: {card['parameters']:,} parameters, {card['seconds']} s, loss {card['final_loss']}")
+
+
+def run_base(args: argparse.Namespace) -> int:
+    """`trimtab train base`."""
+    from ...errors import NotFound
+    from ...home import home
+    from ..embedded import LARGE, MODELS, SMALL
+    from .base import train_base
+    from .recipe import load_recipe
+
+    recipes = {SMALL: RECIPES / "nano.yaml", LARGE: RECIPES / "large.yaml"}
+    if args.name not in recipes:
+        raise NotFound(f"no recipe for a base model {args.name!r}", fix=f"Known: {', '.join(recipes)}")
+    _threads(args)
+    out = args.out or MODELS / args.name
+    card = train_base(
+        args.name,
+        load_recipe(args.recipe or recipes[args.name]),
+        out,
+        args.work or home() / "training" / args.name,
+        grow_from=MODELS / SMALL if args.name == LARGE else None,
+        report=_reporter(),
+    )
+    _print_card(card, out, args.json)
+    return 0
+
+
+def run_adapter(args: argparse.Namespace) -> int:
+    """`trimtab train adapter`."""
+    import tempfile
+    from contextlib import ExitStack
+
+    from ...errors import BadInput
+    from ..card import find_model
+    from .adapter import read_examples, repeated, train_adapter
+    from .data import data_hash
+    from .profile import adapter_profile
+    from .recipe import load_recipe
+
+    recipe = load_recipe(args.recipe, steps=args.steps, seed=args.seed)
+    base = find_model(args.base)
+    if args.style and not args.family:
+        raise BadInput("--style goes with --family", where="--style")
+    _threads(args)
+    with ExitStack() as stack:
+        if args.family:
+            documents, source = _family_source(args.family, args.style, recipe.seed, stack)
+        else:
+            rows = read_examples(args.data)
+            documents, source = repeated(rows, recipe.seed), {"file": args.data.name, "sha256": data_hash(rows)}
+        target = args.out or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trimtab-adapter-")))
+        card = train_adapter(base.path, base.name, documents, source, recipe, target, work=args.work, report=_reporter())
+        where = args.out or adapter_profile(args.name, target, base, card, args.default_store())
+    _print_card(card, where, args.json)
+    return 0
+
+
+def _family_source(family: str, style: str | None, seed: int, stack: Any) -> tuple[Any, dict[str, Any]]:
+    """The documents of a family's adapter, and how the card names them."""
+    from ...errors import BadInput
+    from ..embedded.answers import Style
+    from ..embedded.corpus import family_documents, open_world
+
+    fixed = None
+    if style is not None:
+        words = set(style.replace(" ", "").split(","))
+        known = {"brief", "detailed", "formal", "casual"}
+        if not words <= known or {"brief", "detailed"} <= words or {"formal", "casual"} <= words or len(words) != 2:
+            raise BadInput(f"{style!r} is not a style", where="--style", fix="One of brief|detailed and one of formal|casual")
+        fixed = Style("brief" in words, "casual" in words)
+    world = stack.enter_context(open_world())
+
+    def documents(chunk: int) -> Any:
+        return family_documents(seed * 1_000_003 + 500_000 + chunk, world, family, fixed)
+
+    return documents, {"family": family, "style": style, "generator": "trimtab.models.embedded.corpus.family_documents"}
