@@ -230,6 +230,8 @@ def save_profile(
     tensors: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
     adapters: Mapping[str, Path] | None = None,
     replace: bool = False,
+    hidden_size: int | None = None,
+    num_layers: int | None = None,
 ) -> Profile:
     """Write a profile and check it, whole or not at all.
 
@@ -239,6 +241,7 @@ def save_profile(
         tensors: file name -> tensors of that safetensors file.
         adapters: folder inside the profile -> PEFT folder to copy from (its config and weights only).
         replace: whether a profile that is already there may be replaced.
+        hidden_size, num_layers: the base model, as far as it is known.
 
     Raises:
         BadInput: the profile would not load, or `directory` is taken; nothing is changed.
@@ -253,7 +256,7 @@ def save_profile(
         for name, source in (adapters or {}).items():
             copy_adapter(source, inside(stage, name, f"{FILE}: {name}"))
         try:
-            load_profile(stage)
+            load_profile(stage, hidden_size=hidden_size, num_layers=num_layers)
         except BadInput as error:  # name the profile's place, not the passing one
             place = None if error.where is None else error.where.replace(str(stage), str(directory))
             raise BadInput(error.what, where=place, fix=error.fix) from None
@@ -268,14 +271,12 @@ def copy_adapter(source: Path, target: Path) -> None:
         shutil.copyfile(source / name, target / name)
 
 
-@contextmanager
-def staged(directory: Path, *, replace: bool = False) -> Iterator[Path]:
-    """A new folder that becomes `directory` when the block ends well, and vanishes when it does not.
+def check_free(directory: Path, *, replace: bool = False) -> bool:
+    """Whether a profile is in `directory` that may be replaced; False when the place is free.
 
     Raises:
-        BadInput: `directory` is taken and may not be replaced.
+        BadInput: it is taken by something that may not be replaced.
     """
-    directory = Path(directory)
     taken = directory.is_dir() and any(directory.iterdir()) if directory.is_dir() else directory.exists()
     if taken and not replace:
         raise BadInput(
@@ -285,6 +286,18 @@ def staged(directory: Path, *, replace: bool = False) -> Iterator[Path]:
         raise BadInput(
             "is not a profile, so it is not replaced", where=str(directory), fix="Choose another place, or move it away"
         )
+    return taken
+
+
+@contextmanager
+def staged(directory: Path, *, replace: bool = False) -> Iterator[Path]:
+    """A new folder that becomes `directory` when the block ends well, and vanishes when it does not.
+
+    Raises:
+        BadInput: `directory` is taken and may not be replaced.
+    """
+    directory = Path(directory)
+    taken = check_free(directory, replace=replace)
     directory.parent.mkdir(parents=True, exist_ok=True)
     stage = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
     try:

@@ -1,0 +1,79 @@
+"""Printing profiles, for people and as JSON."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from ..errors import BadInput
+from .document import dump_document
+from .intervention import fold
+from .profile import Profile
+from .store import ProfileStore
+
+
+def describe(profile: Profile) -> dict[str, Any]:
+    """A profile as JSON-ready fields."""
+    return {
+        "name": profile.name,
+        "version": profile.version,
+        "description": profile.description,
+        "sha256": profile.sha256,
+        "base": {"model": profile.base_model, "sha256": profile.base_sha256},
+        "adapter": profile.adapter is not None,
+        "layers": list(profile.layers),
+        "weight_deltas": [delta.strength for delta in profile.deltas],
+        "decoding": profile.decoding.model_dump(exclude_none=True),
+        "directory": str(profile.directory),
+    }
+
+
+def print_list(store: ProfileStore, *, as_json: bool) -> None:
+    """All profiles of a store; one that does not load is listed with its error."""
+    profiles = store.all()
+    if as_json:
+        rows = [p.as_dict() | {"broken": True} if isinstance(p, BadInput) else describe(p) for p in profiles]
+        print(json.dumps({"profiles": rows}))
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table("profile", "base", "adapter", "layers", "weight deltas", "sha256", "description")
+    for profile in profiles:
+        if isinstance(profile, BadInput):
+            continue
+        table.add_row(
+            profile.id,
+            escape(profile.base_model),
+            "yes" if profile.adapter is not None else "",
+            ",".join(map(str, profile.layers)),
+            ", ".join(f"{delta.strength:g}" for delta in profile.deltas),
+            profile.sha256[:12],
+            escape(profile.description),
+        )
+    console = Console()
+    console.print(table if table.row_count else f"No profiles below {', '.join(map(str, store.roots))}.")
+    for profile in profiles:
+        if isinstance(profile, BadInput):
+            console.print(f"[red]broken[/red] {escape(str(profile))}")
+
+
+def print_profile(profile: Profile, *, as_json: bool) -> None:
+    """All about one profile: its YAML, its hash, and the norm of what it adds at each layer."""
+    norms = [(layer, tokens, float(vector.norm())) for (layer, tokens), vector in fold(profile.interventions).items()]
+    if as_json:
+        document = profile.document.model_dump(mode="json")
+        added = [{"layer": layer, "tokens": tokens, "norm": norm} for layer, tokens, norm in norms]
+        print(json.dumps({**describe(profile), "added": added, "document": document}))
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.syntax import Syntax
+
+    console = Console()
+    console.print(f"[bold]{profile.id}[/bold]  {escape(str(profile.directory))}")
+    console.print(f"sha256 {profile.sha256}", highlight=False)
+    for layer, tokens, norm in norms:
+        console.print(f"layer {layer}: adds a vector of norm {norm:.4g} to {tokens} tokens")
+    console.print(Syntax(dump_document(profile.document), "yaml", background_color="default"))
