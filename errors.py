@@ -7,7 +7,8 @@
     │   ├── EngineUnavailable       it is not there, or went away: the request may be tried again
     │   └── EngineRefused           it answered with a 4xx: trying again will not help
     ├── LimitExceeded               a budget of steps, tokens, seconds or money is spent (HTTP 429)
-    └── Unknown                     a number that was asked for and is not known, such as a price (HTTP 422)
+    ├── Unknown                     a number that was asked for and is not known, such as a price (HTTP 422)
+    └── ToolFailure                 a tool that could not do what was asked; the model reads the text (HTTP 422)
 
 The command line prints `what`, `where` and `fix` and exits with `exit_code`; HTTP answers with `status`.
 """
@@ -97,3 +98,9 @@ class Unknown(TrimtabError):
     """A number that was asked for is not known; it is never replaced by zero."""
 
     status, exit_code = 422, 5
+
+
+class ToolFailure(TrimtabError):
+    """A tool could not do what was asked. `what` is written for the model that made the call."""
+
+    status, exit_code = 422, 6

@@ -1,0 +1,314 @@
+"""From a function's type hints and docstring to a JSON schema, and from a model's arguments to checked values."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import re
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ..errors import BadInput
+
+LONGEST_ARGUMENTS = 1_000_000  # characters of JSON text
+LONGEST_ECHO = 60
+WANTED = {
+    "string": "text",
+    "integer": "a whole number",
+    "number": "a number",
+    "boolean": "true or false",
+    "array": "a list",
+    "object": "an object",
+    "null": "null",
+}
+PLAIN: dict[str, Any] = {
+    "string": str,
+    "integer": int,
+    "number": float,
+    "boolean": bool,
+    "array": list[Any],
+    "object": dict[str, Any],
+}
+
+
+class Arguments:
+    """The arguments a function takes: their JSON schema, and the check of what a model wrote.
+
+    Args:
+        fields: (name, type, required, description or None) for each parameter, in order.
+    """
+
+    def __init__(self, fields: tuple[tuple[str, Any, bool, str | None], ...]) -> None:
+        from pydantic import ConfigDict, Field, TypeAdapter
+        from typing_extensions import NotRequired, Required, TypedDict
+
+        hints: dict[str, Any] = {}
+        for name, hint, required, description in fields:
+            described = hint if description is None else typing.Annotated[hint, Field(description=description)]
+            hints[name] = Required[described] if required else NotRequired[described]
+        # A TypedDict and not a model: any parameter name is fine, and what was not given stays away.
+        shape = TypedDict("arguments", hints)  # type: ignore[operator,misc]
+        shape.__pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+        self._adapter: TypeAdapter[dict[str, Any]] = TypeAdapter(shape)
+        self._names = tuple(field[0] for field in fields)
+        self._whole: tuple[str, ...] = ()
+        self._schema = _tidy(self._adapter.json_schema())
+        self._schema.setdefault("properties", {})
+        self._schema["additionalProperties"] = False
+        for name, hint, required, _ in fields:
+            if not required and type(None) in typing.get_args(hint):
+                _drop_null(self._schema["properties"][name])
+        properties = self._schema["properties"].items()
+        self._whole = tuple(name for name, part in properties if part.get("type") == "integer")
+        self._optional = tuple(name for name, _, required, _ in fields if not required)
+
+    def schema(self) -> dict[str, Any]:
+        """A fresh copy of the JSON schema."""
+        copy: dict[str, Any] = json.loads(json.dumps(self._schema))
+        return copy
+
+    def check(self, tool: str, arguments: str | Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments as the function takes them. Raises `BadInput` in one line; see `Tool.validate`."""
+        from pydantic import ValidationError
+
+        given = _parsed(tool, arguments)
+        for name in self._whole:
+            value = given.get(name)
+            if isinstance(value, float) and value.is_integer():
+                given[name] = int(value)
+        for name in self._optional:
+            if name in given and given[name] is None and not self._takes_null(name):
+                del given[name]
+        try:
+            text = json.dumps(given, ensure_ascii=False, allow_nan=False).encode()
+        except RecursionError:
+            raise BadInput("arguments are nested too deeply", where=tool) from None
+        except UnicodeEncodeError:
+            raise BadInput("arguments hold half of a Unicode character", where=tool) from None
+        except (TypeError, ValueError) as error:
+            raise BadInput(f"arguments are not JSON: {error}", where=tool) from None
+        try:
+            return self._adapter.validate_json(text)
+        except ValidationError as error:
+            raise BadInput(self._line(tool, error), where=tool) from None
+
+    def _takes_null(self, name: str) -> bool:
+        part = self._schema["properties"][name]
+        return "null" in json.dumps(part) and part.get("default", 0) is not None
+
+    def _line(self, tool: str, error: Any) -> str:
+        problems = error.errors(include_url=False, include_context=False)
+        first = problems[0]
+        # Unknown and missing arguments say more about what went wrong than a type does.
+        for kind in ("extra_forbidden", "missing"):
+            first = next((p for p in problems if p["type"] == kind and len(p["loc"]) == 1), first)
+        where = ".".join(str(part) for part in first["loc"])[:LONGEST_ECHO]
+        takes = ", ".join(self._names) or "no arguments"
+        if first["type"] == "extra_forbidden":
+            return f"unknown argument '{where}': {tool} takes {takes}"
+        if first["type"] == "missing":
+            return f"missing argument '{where}': {tool} takes {takes}"
+        top = self._schema["properties"].get(first["loc"][0], {}) if first["loc"] else {}
+        wanted = _wanted(top) if len(first["loc"]) == 1 else None
+        if wanted is not None and first["type"].endswith(("_type", "_parsing", "literal_error", "enum")):
+            return f"argument '{where}' must be {wanted}, not {_echo(first['input'])}"
+        said = re.sub(r"^Input should be ", "must be ", first["msg"].split("\n")[0])
+        return f"argument '{where}' {said}, not {_echo(first['input'])}"
+
+
+def arguments_of(function: Callable[..., Any]) -> Arguments:
+    """The arguments of a function, from its type hints and its docstring.
+
+    Raises:
+        BadInput: a parameter without type hint, positional-only, `*args` or `**kwargs`, or of a type that JSON
+            schema cannot describe.
+    """
+    name = getattr(function, "__name__", repr(function))
+    where = f"tool '{name}'"
+    try:
+        hints = typing.get_type_hints(function, include_extras=True)
+    except (NameError, TypeError) as error:
+        raise BadInput(
+            f"type hints cannot be read: {error}", where=where, fix="Define the types at the top of a module."
+        ) from None
+    words = descriptions_of(inspect.getdoc(function))
+    fields = []
+    for parameter in inspect.signature(function).parameters.values():
+        if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            raise BadInput(f"parameter '{parameter}' has no fixed name", where=where, fix="Name every parameter.")
+        if parameter.name not in hints:
+            raise BadInput(
+                f"parameter '{parameter.name}' has no type hint",
+                where=where,
+                fix=f"Write {parameter.name}: str, or the like.",
+            )
+        required = parameter.default is parameter.empty
+        fields.append((parameter.name, hints[parameter.name], required, words.get(parameter.name)))
+    return _arguments(tuple(fields), where)
+
+
+def arguments_of_schema(name: str, parameters: Mapping[str, Any]) -> Arguments:
+    """The arguments an outer-level JSON schema asks for. Deeper levels are not checked."""
+    required = parameters.get("required") or ()
+    fields = []
+    for key, part in (parameters.get("properties") or {}).items():
+        part = part if isinstance(part, Mapping) else {}
+        choices, kind = part.get("enum"), part.get("type")
+        if choices and all(isinstance(choice, (str, int)) for choice in choices):
+            hint = typing.Literal[tuple(choices)]
+        else:
+            kinds = [kind] if isinstance(kind, str) else list(kind or ())
+            known = [None if one == "null" else PLAIN.get(one, Any) for one in kinds]
+            hint = typing.Union[tuple(known)] if known else Any
+        fields.append((str(key), hint, key in required, None))
+    return _arguments(tuple(fields), f"tool '{name}'")
+
+
+def _arguments(fields: tuple[tuple[str, Any, bool, str | None], ...], where: str) -> Arguments:
+    from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
+
+    try:
+        try:
+            return _cached(fields)
+        except TypeError:  # an unhashable hint
+            return Arguments(fields)
+    except (PydanticSchemaGenerationError, PydanticUserError) as error:
+        said = str(error).split("\n")[0]
+        raise BadInput(
+            f"a parameter's type has no JSON schema: {said}", where=where, fix="Use str, int, float, bool, list, dict."
+        ) from None
+
+
+@functools.lru_cache(maxsize=256)
+def _cached(fields: tuple[tuple[str, Any, bool, str | None], ...]) -> Arguments:
+    """Compiling a schema takes about a millisecond, and the built-in tools are made again for every task."""
+    return Arguments(fields)
+
+
+def name_of(name: str) -> str:
+    """The name, if it is one that every engine accepts. Raises `BadInput` otherwise."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
+        raise BadInput(
+            f"'{name:.80}' is not a tool's name", where="tool", fix="Use 1 to 64 letters, digits, '_' or '-'."
+        )
+    return name
+
+
+def description_of(docstring: str | None, name: str) -> str:
+    """The first paragraph as one line, without its last full stop. Raises `BadInput` if there is none."""
+    text = " ".join((docstring or "").strip().split("\n\n")[0].split())
+    if not text:
+        raise BadInput("no docstring", where=f"tool '{name}'", fix="Say in one line what the tool does.")
+    return text.removesuffix(".")
+
+
+def descriptions_of(docstring: str | None) -> dict[str, str]:
+    """The parameters' descriptions from the `Args:` section of a Google-style docstring."""
+    lines = (docstring or "").split("\n")
+    heads = [i for i, line in enumerate(lines) if line.strip() in ("Args:", "Arguments:", "Parameters:")]
+    found: dict[str, str] = {}
+    if not heads:
+        return found
+    base = _indent(lines[heads[0]])
+    step: int | None = None
+    current = ""
+    for line in lines[heads[0] + 1 :]:
+        if not line.strip():
+            continue
+        depth = _indent(line)
+        if depth <= base:
+            break
+        step = depth if step is None else step
+        match = re.match(r"\s*\*{0,2}(\w+)\s*(?:\([^)]*\))?\s*:\s*(.*)", line)
+        if depth == step and match:
+            current = match[1]
+            found[current] = match[2].strip()
+        elif current:
+            found[current] = f"{found[current]} {line.strip()}".strip()
+    return found
+
+
+def _indent(line: str) -> int:
+    return len(line) - len(line.lstrip())
+
+
+def _tidy(schema: Any) -> Any:
+    """Without pydantic's generated titles: they only cost tokens. A *property* named title is left alone."""
+    if isinstance(schema, list):
+        return [_tidy(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    out = {}
+    for key, part in schema.items():
+        if key == "title" and isinstance(part, str):
+            continue
+        named = key in ("properties", "$defs") and isinstance(part, dict)
+        out[key] = {name: _tidy(inner) for name, inner in part.items()} if named else _tidy(part)
+    return out
+
+
+def _drop_null(part: dict[str, Any]) -> None:
+    """Show `X | None = None` as X: a model leaves the argument out rather than writing null (which is taken too)."""
+    choices = [choice for choice in part.get("anyOf", ()) if choice != {"type": "null"}]
+    if len(choices) == 1:
+        del part["anyOf"]
+        part.update(choices[0])
+    elif choices:
+        part["anyOf"] = choices
+
+
+def _parsed(tool: str, arguments: str | Mapping[str, Any]) -> dict[str, Any]:
+    if isinstance(arguments, Mapping):
+        return {str(key): value for key, value in arguments.items()}
+    if not isinstance(arguments, str):
+        raise BadInput(f"arguments must be a JSON object, not {_echo(arguments)}", where=tool)
+    if len(arguments) > LONGEST_ARGUMENTS:
+        raise BadInput(f"arguments are longer than {LONGEST_ARGUMENTS} characters", where=tool)
+    if not arguments.strip():
+        return {}
+    try:
+        value = json.loads(arguments, parse_constant=_no_constant, object_pairs_hook=_no_twins)
+    except json.JSONDecodeError as error:
+        raise BadInput(f"arguments are not JSON: {error.msg} at character {error.pos + 1}", where=tool) from None
+    except RecursionError:
+        raise BadInput("arguments are nested too deeply", where=tool) from None
+    except ValueError as error:
+        raise BadInput(f"arguments are not JSON: {error}", where=tool) from None
+    if not isinstance(value, dict):
+        raise BadInput(f"arguments must be a JSON object, not {_echo(value)}", where=tool)
+    return value
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _no_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    out = dict(pairs)
+    if len(out) < len(pairs):
+        raise ValueError("an argument is given twice")
+    return out
+
+
+def _wanted(part: Mapping[str, Any]) -> str | None:
+    if "enum" in part:
+        return "one of " + ", ".join(json.dumps(choice, ensure_ascii=False) for choice in part["enum"])
+    if "const" in part:
+        return json.dumps(part["const"], ensure_ascii=False)
+    if "anyOf" in part:
+        each = [_wanted(choice) for choice in part["anyOf"]]
+        return " or ".join(one for one in each if one) if all(each) else None
+    kind = part.get("type")
+    return WANTED.get(kind) if isinstance(kind, str) and "format" not in part else None
+
+
+def _echo(value: Any) -> str:
+    """A value as JSON, cut short, on one line."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=str)
+    except (TypeError, ValueError, RecursionError):
+        text = f"a {type(value).__name__}"
+    text = text.encode("utf-8", "replace").decode()
+    return text if len(text) <= LONGEST_ECHO else text[:LONGEST_ECHO] + "..."
