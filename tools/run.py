@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import inspect
 import threading
@@ -25,6 +26,7 @@ async def run(
         Exception: whatever the function raised.
         asyncio.CancelledError: the awaiting task was cancelled; the function is cancelled or abandoned first.
     """
+    task: asyncio.Future[T]
     if _is_async(function):
         task = asyncio.ensure_future(_guarded(function, values, finish))
     else:
@@ -47,7 +49,7 @@ async def run(
 
 
 def _is_async(function: Callable[..., Any]) -> bool:
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
 
 async def _guarded(function: Callable[..., Any], values: Mapping[str, Any], finish: Callable[[Any], T]) -> T:
@@ -84,10 +86,8 @@ def _threaded(work: Callable[[], T], name: str) -> asyncio.Future[T]:
             problem = ToolFailure(f"StopIteration: {error}") if isinstance(error, StopIteration) else error
         except BaseException as error:
             problem = ToolFailure(f"the tool raised {type(error).__name__}")
-        try:
+        with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits for the answer
             loop.call_soon_threadsafe(settle, value, problem)
-        except RuntimeError:
-            pass  # the loop was closed meanwhile: nobody waits for the answer
 
     context = contextvars.copy_context()
     threading.Thread(target=body, name=f"tool {name}", daemon=True).start()

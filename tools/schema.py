@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import operator
 import re
 import typing
 from collections.abc import Callable, Mapping
@@ -30,6 +31,7 @@ PLAIN: dict[str, Any] = {
     "boolean": bool,
     "array": list[Any],
     "object": dict[str, Any],
+    "null": type(None),
 }
 
 
@@ -42,14 +44,15 @@ class Arguments:
 
     def __init__(self, fields: tuple[tuple[str, Any, bool, str | None], ...]) -> None:
         from pydantic import ConfigDict, Field, TypeAdapter
-        from typing_extensions import NotRequired, Required, TypedDict
+        from typing_extensions import TypedDict  # before Python 3.12 pydantic does not take the one of typing
 
         hints: dict[str, Any] = {}
         for name, hint, required, description in fields:
             described = hint if description is None else typing.Annotated[hint, Field(description=description)]
-            hints[name] = Required[described] if required else NotRequired[described]
+            hints[name] = typing.Required[described] if required else typing.NotRequired[described]
         # A TypedDict and not a model: any parameter name is fine, and what was not given stays away.
-        shape = TypedDict("arguments", hints)  # type: ignore[operator,misc]
+        make: Any = TypedDict  # known only at run time, which mypy does not follow
+        shape = make("arguments", hints)
         shape.__pydantic_config__ = ConfigDict(extra="forbid", strict=True)
         self._adapter: TypeAdapter[dict[str, Any]] = TypeAdapter(shape)
         self._names = tuple(field[0] for field in fields)
@@ -156,12 +159,10 @@ def arguments_of_schema(name: str, parameters: Mapping[str, Any]) -> Arguments:
     for key, part in (parameters.get("properties") or {}).items():
         part = part if isinstance(part, Mapping) else {}
         choices, kind = part.get("enum"), part.get("type")
-        if choices and all(isinstance(choice, (str, int)) for choice in choices):
-            hint = typing.Literal[tuple(choices)]
-        else:
-            kinds = [kind] if isinstance(kind, str) else list(kind or ())
-            known = [None if one == "null" else PLAIN.get(one, Any) for one in kinds]
-            hint = typing.Union[tuple(known)] if known else Any
+        kinds = [kind] if isinstance(kind, str) else list(kind or ())
+        hint: Any = functools.reduce(operator.or_, [PLAIN.get(one, Any) for one in kinds]) if kinds else Any
+        if choices and all(isinstance(choice, str | int) for choice in choices):
+            hint = typing.cast(Any, typing.Literal)[tuple(choices)]
         fields.append((str(key), hint, key in required, None))
     return _arguments(tuple(fields), f"tool '{name}'")
 

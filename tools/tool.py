@@ -147,10 +147,11 @@ def tool(
     """
 
     def make(function: Callable[..., Any]) -> Tool:
+        called = name_of(name or str(getattr(function, "__name__", "")))
         arguments = arguments_of(function)
         return Tool(
-            name_of(name or getattr(function, "__name__", "")),
-            description_of(inspect.getdoc(function), name or getattr(function, "__name__", "")),
+            called,
+            description_of(inspect.getdoc(function), called),
             arguments.schema(),
             function,
             destructive,

@@ -39,7 +39,7 @@ class Toolset(Mapping[str, Tool]):
             known = ", ".join(self._tools) or "none"
             raise NotFound(f"no tool named '{name!s:.60}'", fix=f"Known tools: {known}.") from None
 
-    def get(self, name: str, default: Any = None) -> Tool:  # type: ignore[override]  # see the class: never None
+    def get(self, name: str, default: Any = None) -> Tool:
         """The tool of that name.
 
         Raises:

@@ -97,8 +97,10 @@ def _checked(function: Callable[..., Any]) -> Callable[..., int | float]:
 
 
 def _number(value: Any) -> int | float:
+    if isinstance(value, complex):
+        raise ToolFailure("the result is not a real number")
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ToolFailure("the result is not a real number" if isinstance(value, complex) else "only numbers can be used")
+        raise ToolFailure("only numbers can be used")
     if not finite(value):
         raise ToolFailure("the number is too large")
     return value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable
-from datetime import date, datetime, timedelta
+from datetime import date, datetime, time, timedelta
 from typing import Any
 
 from ...errors import ToolFailure
@@ -152,6 +152,8 @@ def _parsed(words: str) -> tuple[int | None, int, int] | None:
         return None
     words = re.sub(r"\b([0-9]{1,2})(st|nd|rd|th)\b", r"\1", words)
     words = re.sub(r"\bof\b", " ", words)
+    # dateutil would take the weekday for the missing day of "Friday May 2027".
+    words = " ".join(word for word in words.split() if word.rstrip(".") not in DAY_NAMES)
     from dateutil import parser
 
     try:
@@ -160,6 +162,8 @@ def _parsed(words: str) -> tuple[int | None, int, int] | None:
         two = parser.parse(words, default=datetime(2004, 2, 2, 1, 1, 1), dayfirst=True)
     except Exception:  # ParserError, OverflowError, and for odd text dateutil also lets through what it stumbles on
         return None
-    if (one.month, one.day) != (two.month, two.day) or one.tzinfo or one.time() == two.time():
-        return None  # no day, no month, or a time of day as well
+    if (one.month, one.day) != (two.month, two.day):
+        return None
+    if one.tzinfo or one.time() != time(0, 0, 0) or two.time() != time(1, 1, 1):
+        return None  # a time of day, which is an argument of its own
     return (one.year if one.year == two.year else None), one.month, one.day

@@ -29,7 +29,9 @@ def file_tools(root: Path) -> list[Tool]:
             return {"files": []}
         if not place.is_dir():
             raise ToolFailure(f"no folder named {short(folder)}")
-        names = [f"{entry.name}/" if entry.is_dir() else entry.name for entry in os.scandir(place) if _shown(entry.name)]
+        names = [
+            f"{entry.name}/" if entry.is_dir() else entry.name for entry in os.scandir(place) if _shown(entry.name)
+        ]
         if len(names) > MOST:
             raise ToolFailure(f"{short(folder)} holds more than {MOST} files")
         return {"files": sorted(names)}

@@ -44,7 +44,7 @@ def seed(home: Path, state: Mapping[str, Any]) -> None:
     ]
     home.mkdir(parents=True, exist_ok=True)
     mark.touch()
-    with connected(database) as db:
+    with connected(database, write=True) as db:
         for table in ("events", "contacts", "todos"):
             db.execute(f"DELETE FROM {table}")  # one of three names above
         db.executemany("INSERT OR IGNORE INTO events (key, title, date, time) VALUES (?, ?, ?, ?)", events)

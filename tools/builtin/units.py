@@ -37,7 +37,7 @@ ALIASES = {
     "cal": "calorie", "cals": "calorie", "kcals": "kilocalorie", "kj": "kilojoule", "j": "joule",
     "kwh": "kilowatt_hour", "w": "watt", "kw": "kilowatt", "mw": "megawatt", "hp": "horsepower",
     "pa": "pascal", "hpa": "hectopascal", "kpa": "kilopascal", "mmhg": "mmHg", "n": "newton", "hz": "hertz",
-    "mpg": "mile/gallon", "l/100km": "litre/(100*kilometre)",
+    "mpg": "mile/gallon",
 }  # fmt: skip
 
 
@@ -107,6 +107,7 @@ def _expression(words: str) -> str:
     match = re.fullmatch(r"(.+?)\s*(?:\^|\*\*)?\s*([23²³]|squared|cubed)", words)
     if match:
         return f"({_expression(match[1])})**{2 if match[2] in ('2', '²', 'squared') else 3}"
+    words = re.sub(r"^(uk|british|imperial)\s+", "imperial ", re.sub(r"^us\s+", "", words, flags=re.I), flags=re.I)
     if not re.fullmatch(r"[^\W\d]+(?:[ -][^\W\d]+){0,3}", words):
         raise ToolFailure(f"unknown unit {short(words)}")
     name = re.sub(r"grammes?\b", "gram", re.sub(r"[ -]", "_", words))
