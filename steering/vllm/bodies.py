@@ -1,0 +1,149 @@
+"""What is done to the JSON of requests and responses; pure functions on parsed JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ...errors import BadInput, TrimtabError
+from .cache_keys import SCOPED_KEY
+from .live import SALT_PREFIX, LiveProfile
+from .steps import PROFILE_KEY, RECEIPT_KEY
+
+OPTION = "trimtab"
+"""Field of a request body with Trimtab's own options: `{"receipt": true}`."""
+
+_SMUGGLED_IN = ("vllm_xargs", "extra_args")
+
+
+def error_body(error: TrimtabError) -> dict[str, Any]:
+    """An error in OpenAI's form."""
+    kinds = {400: "BadRequestError", 404: "NotFoundError", 429: "RateLimitError"}
+    kind = kinds.get(error.status, "InternalServerError")
+    text = error.what + (f". {error.fix}" if error.fix else "")
+    return {"error": {"message": text, "type": kind, "param": error.where, "code": error.status}}
+
+
+def refuse_smuggling(body: Any) -> None:
+    """Raises BadInput when a body sets, anywhere, the engine fields that only the server may set."""
+    if isinstance(body, dict):
+        for key in _SMUGGLED_IN:
+            inner = body.get(key)
+            for name in inner if isinstance(inner, dict) else ():
+                if str(name).startswith(PROFILE_KEY):
+                    raise BadInput(
+                        f"{key}.{name} is set by the server alone",
+                        where=f"{key}.{name}",
+                        fix="Name the profile as `model` instead",
+                    )
+        for value in body.values():
+            refuse_smuggling(value)
+    elif isinstance(body, list):
+        for value in body:
+            refuse_smuggling(value)
+
+
+def wants_receipt(body: dict[str, Any]) -> bool:
+    """Take Trimtab's options out of a body. Raises BadInput when they are malformed."""
+    option = body.pop(OPTION, None)
+    if option is None:
+        return False
+    if not isinstance(option, dict) or set(option) - {"receipt"} or not isinstance(option.get("receipt", False), bool):
+        raise BadInput('the only option is {"receipt": true}', where=OPTION, fix="Correct or remove the field")
+    return bool(option.get("receipt", False))
+
+
+def rewrite(body: Mapping[str, Any], entry: LiveProfile | None, base: str, receipt: str | None) -> dict[str, Any]:
+    """The body vLLM gets for a request to a profile, or to the base model.
+
+    Args:
+        body: the client's, without Trimtab's options.
+        entry: the profile, or None for the base model.
+        base: the base model's id.
+        receipt: the id to keep a receipt under, or None.
+
+    Raises:
+        BadInput: a field is of the wrong kind, or a salt that belongs to profiles.
+    """
+    out = dict(body)
+    xargs, salt = body.get("vllm_xargs"), body.get("cache_salt")
+    if xargs is not None and not isinstance(xargs, dict):
+        raise BadInput("vllm_xargs is not an object", where="vllm_xargs", fix="Correct or remove it")
+    if isinstance(salt, str) and salt.startswith(SALT_PREFIX):
+        raise BadInput(f"salts that begin with {SALT_PREFIX} belong to profiles", where="cache_salt", fix="Change it")
+    added: dict[str, Any] = {} if receipt is None else {RECEIPT_KEY: receipt}
+    if entry is not None:
+        out["model"] = entry.adapter.name if entry.adapter else base
+        added[PROFILE_KEY] = entry.profile.sha256
+        if entry.scoped:
+            added[SCOPED_KEY] = 1
+        if salt is None or (isinstance(salt, str) and salt):  # anything else is left for vLLM to refuse
+            out["cache_salt"] = entry.cache_salt(salt)
+        for key, value in entry.profile.decoding.model_dump(exclude_none=True).items():
+            names = (key, "max_completion_tokens") if key == "max_tokens" else (key,)
+            if all(body.get(name) is None for name in names):
+                out[key] = value
+    if added:
+        out["vllm_xargs"] = {**(xargs or {}), **added}
+    return out
+
+
+def events(buffer: bytes) -> tuple[list[bytes], bytes]:
+    """Split a server-sent stream into whole events, separators included, and the rest."""
+    parts = buffer.split(b"\n\n")
+    return [part + b"\n\n" for part in parts[:-1]], parts[-1]
+
+
+@dataclass(frozen=True)
+class Relabel:
+    """Puts the profile's id where vLLM wrote the model it ran. `model` None leaves that as it is."""
+
+    model: str | None
+
+    def body(self, data: dict[str, Any], receipt: dict[str, Any] | None) -> dict[str, Any]:
+        """A whole response."""
+        if self.model is not None and "model" in data:
+            data["model"] = self.model
+        if receipt is not None:
+            data["trimtab"] = {"receipt": receipt}
+        return data
+
+    def event(self, event: bytes) -> tuple[bytes, dict[str, Any] | None]:
+        """An event of a stream, and its JSON where it has some."""
+        if not event.startswith(b"data: ") or event.startswith(b"data: [DONE]"):
+            return event, None
+        try:
+            data = json.loads(event[len(b"data: ") :])
+        except ValueError:
+            return event, None
+        if not isinstance(data, dict) or "error" in data:
+            return event, None
+        return self.frame(self.body(data, None)), data
+
+    @staticmethod
+    def frame(data: dict[str, Any]) -> bytes:
+        """JSON as one event."""
+        return b"data: " + json.dumps(data, ensure_ascii=False).encode() + b"\n\n"
+
+
+def receipt_chunk(last: Mapping[str, Any], receipt: dict[str, Any]) -> dict[str, Any]:
+    """The last chunk of a stream whose client asked for the receipt: no choices, like OpenAI's usage chunk."""
+    kept = {key: last[key] for key in ("id", "object", "created", "model") if key in last}
+    return {**kept, "choices": [], "trimtab": {"receipt": receipt}}
+
+
+def model_cards(live: list[LiveProfile], base: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The profiles as OpenAI model objects, one for each name; `base` is the base model's."""
+    newest = {entry.profile.name: entry for entry in live}
+    for name, entry in newest.items():
+        yield {
+            **base,
+            "id": name,
+            "created": int(entry.loaded),
+            "owned_by": "trimtab",
+            "parent": base.get("id"),
+            "permission": [],
+            "trimtab": entry.describe(),
+        }

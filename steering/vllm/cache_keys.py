@@ -1,0 +1,64 @@
+"""What steering adds to the keys of vLLM's caches, in every process.
+
+**Prefix cache.** The endpoints put the profile's hash in `cache_salt`, so two profiles never share blocks. Within one
+profile there is a finer trap: with vectors only on the prompt (or only on generated tokens), the answer of one turn
+is computed as generated and comes back as prompt in the next turn. Reusing its blocks would make the second answer
+depend on what happens to be cached. So a request of such a profile marks its profile key as *scoped*, and every block
+that reaches past its prompt's end is keyed by that prompt length too: only a request with the same phase for each
+token can reuse it.
+
+**Compiled code.** The layers contain the edit, so vLLM's key of compiled code must tell an edited model from a stock
+one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from .versions import require_supported
+
+SCOPED_KEY = "trimtab_scoped"
+"""Field of `extra_args`, 1 when the profile treats prompt and generated tokens differently."""
+
+LAYOUT = "trimtab-steering-1"
+"""Changes whenever the edit of the layers does."""
+
+_INSTALLED = "_trimtab_installed"
+
+
+def install() -> None:
+    """Patch vLLM's key functions once. Raises BadInput for a vLLM that is not supported."""
+    require_supported()
+    from vllm.config import VllmConfig
+    from vllm.v1.core import kv_cache_utils
+
+    if getattr(kv_cache_utils, _INSTALLED, False):
+        return
+    stock_block_keys = kv_cache_utils.generate_block_hash_extra_keys
+    stock_compile_key = VllmConfig.compute_hash
+
+    def generate_block_hash_extra_keys(
+        request: Any, start_token_idx: int, end_token_idx: int, start_mm_idx: int
+    ) -> tuple[tuple[Any, ...] | None, int]:
+        keys, next_mm = stock_block_keys(request, start_token_idx, end_token_idx, start_mm_idx)
+        extra = phase_key(request, end_token_idx)
+        return ((*(keys or ()), extra) if extra is not None else keys), next_mm
+
+    def compute_hash(self: Any, *args: Any, **kwargs: Any) -> str:
+        key: str = stock_compile_key(self, *args, **kwargs)
+        # Hashed, not appended: vLLM shortens the key to its first characters in places.
+        return hashlib.sha256(f"{key} {LAYOUT}".encode()).hexdigest()[: len(key)]
+
+    kv_cache_utils.generate_block_hash_extra_keys = generate_block_hash_extra_keys
+    VllmConfig.compute_hash = compute_hash
+    setattr(kv_cache_utils, _INSTALLED, True)
+
+
+def phase_key(request: Any, end_token_idx: int) -> tuple[str, int] | None:
+    """The extra key of a block that ends before token `end_token_idx`, or None when phases cannot differ in it."""
+    params = request.sampling_params
+    extra = None if params is None else params.extra_args
+    if not extra or not extra.get(SCOPED_KEY) or end_token_idx <= request.num_prompt_tokens:
+        return None
+    return ("trimtab_prompt_length", int(request.num_prompt_tokens))

@@ -1,0 +1,356 @@
+"""The live profiles of a server: loading, finding by name, unloading, receipts. Lives in the process that speaks HTTP.
+
+A profile is live when its adapter is in vLLM, its vectors are in the bank of every worker, and its name answers. All
+of it holds or nothing: a step that fails takes back the ones before it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ...errors import BadInput, EngineError, LimitExceeded, NotFound, TrimtabError
+from ...home import home
+from ..files import model_sha256
+from ..profile import Profile, load_profile
+from ..store import ProfileStore
+from ..weights import merged_adapter, served_name
+
+log = logging.getLogger("vllm.trimtab")
+
+_KINDS: dict[str, type[TrimtabError]] = {
+    kind.__name__: kind for kind in (BadInput, NotFound, LimitExceeded, EngineError)
+}
+
+
+@dataclass
+class ServedAdapter:
+    """A merged adapter inside vLLM, shared by the profiles with the same weights."""
+
+    name: str
+    sha256: str
+    users: int = 0
+
+
+@dataclass(eq=False)
+class LiveProfile:
+    """A profile requests can name.
+
+    Attributes:
+        profile: as loaded.
+        adapter: what vLLM serves for its weights, or None.
+        loaded: when it went live, seconds since the epoch.
+        in_flight: requests that run under it now.
+    """
+
+    profile: Profile
+    adapter: ServedAdapter | None
+    loaded: float = field(default_factory=time.time)
+    in_flight: int = 0
+    closing: bool = False
+    idle: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.idle.set()
+
+    @property
+    def scoped(self) -> bool:
+        """Whether prompt and generated tokens are treated differently."""
+        return any(part.tokens != "all" for part in self.profile.interventions)
+
+    def enter(self) -> None:
+        """A request starts."""
+        self.in_flight += 1
+        self.idle.clear()
+
+    def leave(self) -> None:
+        """A request ended."""
+        self.in_flight -= 1
+        if not self.in_flight:
+            self.idle.set()
+
+    def cache_salt(self, given: str | None) -> str:
+        """The salt of the prefix cache: this profile's own, kept apart by the client's salt where there is one."""
+        mixed = hashlib.sha256(f"{self.profile.sha256}\n{given or ''}".encode()).hexdigest()
+        return f"{SALT_PREFIX}{mixed}"
+
+    def describe(self) -> dict[str, Any]:
+        """The profile as JSON-ready fields."""
+        p = self.profile
+        return {
+            "id": p.id,
+            "name": p.name,
+            "version": p.version,
+            "description": p.description,
+            "sha256": p.sha256,
+            "adapter_sha256": self.adapter.sha256 if self.adapter else None,
+            "layers": list(p.layers),
+            "decoding": p.decoding.model_dump(exclude_none=True),
+            "in_flight": self.in_flight,
+        }
+
+
+SALT_PREFIX = "trimtab:"
+"""How the salts of steered requests begin; a client's own salt may not."""
+
+
+class LiveProfiles:
+    """The live profiles of one server.
+
+    Args:
+        client: vLLM's engine client.
+        models: vLLM's `OpenAIServingModels`.
+        roots: roots of the profile store.
+    """
+
+    def __init__(self, client: Any, models: Any, roots: Sequence[Path]) -> None:
+        self._client, self._models = client, models
+        self._store = ProfileStore(*roots) if roots else None
+        self._live: dict[str, LiveProfile] = {}
+        self._adapters: dict[str, ServedAdapter] = {}
+        self._lock = asyncio.Lock()
+        self._base_sha: str | None = None
+        self.worker: dict[str, Any] = {}
+        self.refused: dict[str, str] = {}
+
+    @property
+    def base_names(self) -> list[str]:
+        """The ids under which the base model answers."""
+        return [path.name for path in self._models.base_model_paths]
+
+    def profiles(self) -> list[LiveProfile]:
+        """The live profiles, oldest first."""
+        return [entry for entry in self._live.values() if not entry.closing]
+
+    def adapter_names(self) -> set[str]:
+        """The names vLLM knows adapters under; clients may not use them, they would get half a profile."""
+        return {adapter.name for adapter in self._adapters.values()}
+
+    async def start(self, wanted: Sequence[str] | None) -> None:
+        """Check that steering is installed where the model runs, then load profiles.
+
+        Args:
+            wanted: the profiles, each of which must load; None takes every one in the store that fits the model, and
+                notes for the others why they do not.
+
+        Raises:
+            TrimtabError: steering is not installed, or a wanted profile does not load.
+        """
+        self.worker = await self._ask("trimtab_describe")
+        if wanted is not None:
+            for spec in wanted:
+                await self.load(spec)
+            return
+        if self._store is None:
+            return
+        for found in await asyncio.to_thread(self._store.all):
+            if isinstance(found, BadInput):
+                self.refused[found.where or "profile"] = str(found)
+                continue
+            try:
+                await self._load(found)
+            except (BadInput, LimitExceeded) as error:
+                self.refused[found.id] = str(error)
+        for name, reason in self.refused.items():
+            log.warning("Profile %s is not live: %s", name, reason)
+
+    def resolve(self, model: str) -> LiveProfile | None:
+        """The live profile a request's `model` names, or None for the base model.
+
+        A bare name means the profile of that name which went live last.
+
+        Raises:
+            NotFound: neither; the names there are are listed.
+        """
+        if model in self.base_names:
+            return None
+        name, _, rest = model.partition("@")
+        for entry in reversed(self.profiles()):
+            p = entry.profile
+            sha = rest.removeprefix("sha256:") if rest.startswith("sha256:") else None
+            by_hash = sha is not None and len(sha) >= 8 and p.sha256.startswith(sha)
+            if p.name == name and (not rest or rest == p.version or by_hash):
+                return entry
+        known = [*self.base_names, *dict.fromkeys(entry.profile.name for entry in self.profiles())]
+        why = next((reason for key, reason in self.refused.items() if key.partition("@")[0] == name), None)
+        raise NotFound(
+            f"The model or profile `{model}` does not exist" + (f" here ({why})" if why else ""),
+            where="model",
+            fix=f"Known: {', '.join(known)}",
+        )
+
+    async def load(self, spec: str) -> LiveProfile:
+        """Make a profile of the store live; one that is live already stays as it is.
+
+        Raises:
+            NotFound: the store has no such profile.
+            BadInput: it is broken, or not made for this base model.
+            LimitExceeded: there is no room for it.
+        """
+        if self._store is None:
+            raise BadInput("this server has no profile store", where="TRIMTAB_PROFILES", fix="Start it with one")
+        return await self._load(await asyncio.to_thread(self._store.get, spec))
+
+    async def _load(self, found: Profile) -> LiveProfile:
+        async with self._lock:
+            if found.name in self.base_names:
+                raise BadInput("the base model has this name", where=f"profile {found.id}", fix="Rename the profile")
+            profile = await asyncio.to_thread(self._checked, found)
+            live = self._live.get(profile.sha256)
+            if live is not None:
+                return live
+            for other in self._live.values():
+                if other.profile.id == profile.id:
+                    raise BadInput(
+                        f"{profile.id} is live with other content ({other.profile.sha256[:12]})",
+                        where=f"profile {profile.id}",
+                        fix="Raise the version of the new one, or unload the old one first",
+                    )
+            adapter = await self._take_adapter(profile)
+            try:
+                await self._ask("trimtab_load", str(profile.directory.resolve()), profile.sha256)
+            except BaseException:
+                await self._release_adapter(adapter)
+                raise
+            entry = LiveProfile(profile, adapter)
+            self._live[profile.sha256] = entry
+            self.refused.pop(profile.id, None)
+            log.info("Profile %s (%s) is live", profile.id, profile.sha256[:12])
+            return entry
+
+    def _checked(self, found: Profile) -> Profile:
+        """The profile, checked against the base model that is served. Blocking: reads the model's weights once."""
+        if self._base_sha is None:
+            self._base_sha = model_sha256(_model_folder(str(self._models.model_config.model)))
+        return load_profile(
+            found.directory,
+            hidden_size=self.worker["hidden_size"],
+            num_layers=self.worker["num_layers"],
+            base_sha256=self._base_sha,
+        )
+
+    async def unload(self, spec: str, timeout: float = 60.0) -> LiveProfile:
+        """Take a profile's name away at once, wait for its requests to end, then free what it held.
+
+        Raises:
+            NotFound: it is not live.
+            LimitExceeded: its requests did not end within `timeout` seconds; it is live again.
+        """
+        async with self._lock:
+            entry = self.resolve(spec)
+            if entry is None:
+                raise BadInput("this is the base model", where=spec, fix="Name a profile")
+            entry.closing = True
+            try:
+                await asyncio.wait_for(entry.idle.wait(), timeout)
+                await self._ask("trimtab_unload", entry.profile.sha256)
+            except TimeoutError:
+                entry.closing = False
+                raise LimitExceeded(
+                    f"{entry.in_flight} requests still run under it after {timeout:g} s",
+                    where=f"profile {entry.profile.id}",
+                    fix="Try again later",
+                ) from None
+            except BaseException:
+                entry.closing = False
+                raise
+            del self._live[entry.profile.sha256]
+            await self._release_adapter(entry.adapter)
+            log.info("Profile %s is no longer live", entry.profile.id)
+            return entry
+
+    async def receipt(self, receipt: str, entry: LiveProfile | None) -> dict[str, Any] | None:
+        """What was really applied under a receipt id, or None when nothing is known of it.
+
+        Raises:
+            EngineError: it is not what the profile says. This would be a defect of the server.
+        """
+        requests = (await self._ask("trimtab_receipt", receipt))["requests"]
+        if requests is None:
+            return None
+        profile = entry.profile if entry else None
+        adapter = entry.adapter if entry else None
+        expected = (profile.sha256 if profile else None, adapter.name if adapter else None)
+        for request in requests:
+            if (request["profile"], request["adapter"]) != expected:
+                raise EngineError("the engine applied another profile than was asked for", where=f"request {receipt}")
+        return {
+            "engine": "vllm",
+            "model": self.base_names[0],
+            "profile": profile.id if profile else None,
+            "profile_sha256": profile.sha256 if profile else None,
+            "adapter_sha256": adapter.sha256 if adapter else None,
+            "layers": list(profile.layers) if profile else [],
+            "tokens_steered": sum(request["steered"] for request in requests),
+        }
+
+    async def _take_adapter(self, profile: Profile) -> ServedAdapter | None:
+        merged = await asyncio.to_thread(merged_adapter, profile, home() / "cache" / "adapters")
+        if merged is None:
+            return None
+        folder, sha256 = merged
+        adapter = self._adapters.get(sha256)
+        if adapter is None:
+            from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest
+
+            adapter = ServedAdapter(served_name(profile, sha256), sha256)
+            answer = await self._models.load_lora_adapter(
+                LoadLoRAAdapterRequest(lora_name=adapter.name, lora_path=str(folder))
+            )
+            if not isinstance(answer, str):
+                raise BadInput(
+                    f"vLLM refused the adapter: {answer.error.message}",
+                    where=f"profile {profile.id}",
+                    fix="Start the server with --enable-lora and a --max-lora-rank that holds it",
+                )
+            self._adapters[sha256] = adapter
+        adapter.users += 1
+        return adapter
+
+    async def _release_adapter(self, adapter: ServedAdapter | None) -> None:
+        if adapter is None:
+            return
+        adapter.users -= 1
+        if adapter.users:
+            return
+        from vllm.entrypoints.serve.lora.protocol import UnloadLoRAAdapterRequest
+
+        del self._adapters[adapter.sha256]
+        number = self._models.lora_requests[adapter.name].lora_int_id
+        await self._models.unload_lora_adapter(UnloadLoRAAdapterRequest(lora_name=adapter.name))
+        await self._client.remove_lora(number)
+
+    async def _ask(self, method: str, *args: Any) -> dict[str, Any]:
+        """Ask every worker; the first one's answer. Raises what a worker answered as an error."""
+        try:
+            answers = await self._client.collective_rpc(method, timeout=60.0, args=args)
+        except Exception as error:
+            raise EngineError(
+                f"the model's process does not answer {method} ({error})",
+                where="vllm",
+                fix="Start the server with --worker-extension-cls trimtab.steering.vllm.worker.SteeringExtension",
+            ) from error
+        for answer in answers:
+            if "error" in answer:
+                fields = answer["error"]
+                raise _KINDS.get(fields["type"], EngineError)(fields["what"], where=fields["where"], fix=fields["fix"])
+        first: dict[str, Any] = answers[0]
+        return first
+
+
+def _model_folder(model: str) -> Path:
+    """The folder of a model given as folder or as hub id that is in the local cache. Raises BadInput."""
+    if Path(model).is_dir():
+        return Path(model)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(model, local_files_only=True))
+    except Exception as error:
+        raise BadInput(f"the files of {model} are not on this machine ({error})", where="vllm --model") from None

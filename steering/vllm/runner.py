@@ -1,0 +1,269 @@
+"""The one module that knows vLLM's model runner: its V1 runner, on the CPU and on a GPU.
+
+Three seams of the runner are wrapped, all of them on its class:
+
+- `load_model`: afterwards the decoder layers are found and get the edit, `hidden + table[index]`. vLLM's layers return
+  (hidden, residual) with the MLP's add deferred; a pure addition may go on either half. Table and index are buffers of
+  fixed shape and address, so compiled code and CUDA graphs keep reading what is written to them later.
+- `_prepare_inputs`: called once per real step, after the runner has settled its batch (new, resumed, reordered and
+  finished requests), and before the model runs. From its state the index is filled; positions and prompt lengths are
+  the scheduler's, so chunked prefill, prefix-cache hits and preemption need no cases here.
+- `_dummy_run`: profiling, warm-up and capture, which bypass `_prepare_inputs`, run with an index of zeros.
+
+Whatever does not look as expected is refused at start, never served unsteered.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ...errors import BadInput
+from ..bank import Bank
+from ..intervention import by_phase
+from ..profile import Profile
+from .steps import PROFILE_KEY, RECEIPT_KEY, Applied, Ledger, LiveRow, StepView, fill
+from .versions import require_supported
+
+ATTRIBUTE = "trimtab_steering"
+"""Where a runner keeps its `RunnerSteering`."""
+
+_SPARE_TOKENS = 1024
+"""Room in the index beyond the scheduler's token budget, for the padding of captured graphs."""
+
+
+class RunnerSteering:
+    """The steering of one model runner: bank, index buffer, live profiles, ledger.
+
+    Everything here is called from the worker's own thread, between or inside steps; there is no locking.
+    """
+
+    def __init__(self, runner: Any, rows: int) -> None:
+        """Give every decoder layer of the runner's model the edit.
+
+        Raises:
+            BadInput: the model's layers cannot be found, or the engine uses a feature that steering does not cover.
+        """
+        _require_supported_features(runner)
+        config = runner.vllm_config
+        hidden_size = int(config.model_config.get_hidden_size())
+        self.layers = decoder_layers(runner.model, int(config.model_config.hf_text_config.num_hidden_layers))
+        self.bank = Bank(len(self.layers), hidden_size, rows, dtype=config.model_config.dtype, device=runner.device)
+        size = int(runner.max_num_tokens) + _SPARE_TOKENS
+        self._index_host = torch.zeros(size, dtype=torch.int64, pin_memory=bool(runner.device.type == "cuda"))
+        self._index_np = self._index_host.numpy()
+        self.index = self._index_host if runner.device.type == "cpu" else self._index_host.to(runner.device)
+        self.live: dict[str, LiveRow] = {}
+        self.ledger = Ledger()
+        self._dirty = 0
+        self.active: frozenset[int] = frozenset()
+        # In plain eager mode a layer that adds nothing in this step is skipped. Traced code and captured graphs run
+        # whatever they ran when they were made, so there the edit is always in.
+        self.may_skip = bool(config.model_config.enforce_eager) or _plain_eager(config.compilation_config)
+        for number, layer in enumerate(self.layers):
+            layer.register_buffer("trimtab_table", self.bank.table(number), persistent=False)
+            layer.register_buffer("trimtab_index", self.index, persistent=False)
+            layer.register_forward_hook(self._edit(number))
+
+    def _edit(self, number: int) -> Callable[[nn.Module, Any, Any], Any]:
+        may_skip = self.may_skip
+
+        def edit(layer: nn.Module, _args: Any, output: Any) -> Any:
+            if may_skip and number not in self.active:
+                return None
+            hidden = output[0] if isinstance(output, tuple) else output
+            added = hidden + torch.index_select(layer.trimtab_table, 0, layer.trimtab_index[: hidden.shape[0]])
+            return (added, *output[1:]) if isinstance(output, tuple) else added
+
+        return edit
+
+    def load(self, profile: Profile) -> LiveRow:
+        """Make a profile live. Raises LimitExceeded when the bank is full, BadInput when it does not fit."""
+        if profile.sha256 in self.live:
+            return self.live[profile.sha256]
+        vectors = by_phase(profile.interventions)
+        row = LiveRow()
+        if vectors:
+            place = self.bank.put(profile.sha256, profile)
+            phases = {phase for _, phase in vectors}
+            row = LiveRow(
+                self.bank.index(place, "prompt") if "prompt" in phases else 0,
+                self.bank.index(place, "generated") if "generated" in phases else 0,
+                frozenset(layer for layer, _ in vectors),
+            )
+        self.live[profile.sha256] = row
+        return row
+
+    def unload(self, sha: str) -> None:
+        """Make a profile not live; one that was not is left so. Its requests must have ended."""
+        row = self.live.pop(sha, None)
+        if row is not None and row.layers:
+            self.bank.drop(sha)
+
+    def receipt(self, receipt: str) -> list[Applied] | None:
+        """What was applied under a receipt id, or None when it is unknown."""
+        return self.ledger.get(receipt)
+
+    def before_step(self, view: StepView) -> None:
+        """Set the index for a real step. Raises NotFound when a request's profile is not live."""
+        self._dirty, self.active = self._write(view)
+        self.ledger.record(view, self.live)
+
+    def _write(self, view: StepView) -> tuple[int, frozenset[int]]:
+        before = self._dirty
+        dirty, layers = fill(view, self.live, self._index_np, before)
+        if self.index is not self._index_host and max(before, dirty):
+            end = max(before, dirty)
+            self.index[:end].copy_(self._index_host[:end], non_blocking=True)
+        return dirty, layers
+
+    def before_dummy(self) -> None:
+        """Zero the index for a run without requests."""
+        self.before_step(_NOTHING)
+
+
+_EMPTY = np.zeros(0, dtype=np.int64)
+_NOTHING = StepView((), (), (), (), _EMPTY, _EMPTY, _EMPTY)
+
+
+def install(rows: int) -> None:
+    """Wrap the runner's seams, once per process, before a runner is made.
+
+    Args:
+        rows: rows of the bank; `rows - 1` profiles with interventions can be live.
+
+    Raises:
+        BadInput: this vLLM is not supported, or its runner lacks a seam.
+    """
+    require_supported()
+    from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    if getattr(GPUModelRunner, "_trimtab_installed", False):
+        return
+    for name in ("load_model", "_prepare_inputs", "_dummy_run"):
+        if not callable(getattr(GPUModelRunner, name, None)):
+            raise BadInput(f"vLLM's model runner has no {name}", where="vllm", fix="Install the supported vLLM")
+    for runner_class in (GPUModelRunner, CPUModelRunner):
+        if "load_model" in vars(runner_class):
+            runner_class.load_model = _after_load(runner_class.load_model, rows)
+    GPUModelRunner._prepare_inputs = _with_step(GPUModelRunner._prepare_inputs)
+    GPUModelRunner._dummy_run = _with_dummy(GPUModelRunner._dummy_run)
+    GPUModelRunner._trimtab_installed = True
+
+
+def steering_of(runner: Any) -> RunnerSteering:
+    """The steering of a runner.
+
+    Raises:
+        BadInput: it has none, because it is not a runner this module knows.
+    """
+    steering = getattr(runner, ATTRIBUTE, None)
+    if not isinstance(steering, RunnerSteering):
+        kind = f"{type(runner).__module__}.{type(runner).__qualname__}"
+        raise BadInput(
+            f"vLLM runs the model with {kind}, which the steering plugin does not know",
+            where="vllm",
+            fix="Set VLLM_USE_V2_MODEL_RUNNER=0 so that vLLM uses its V1 model runner",
+        )
+    return steering
+
+
+def step_view(runner: Any, scheduler_output: Any) -> StepView:
+    """A step of the V1 runner as plain data, read after the runner has settled its batch."""
+    batch = runner.input_batch
+    count = int(batch.num_reqs)
+    ids = list(batch.req_ids[:count])
+    states = [runner.requests[request_id] for request_id in ids]
+    extras = [(s.sampling_params.extra_args or {}) if s.sampling_params is not None else {} for s in states]
+    scheduled = scheduler_output.num_scheduled_tokens
+    return StepView(
+        request_ids=ids,
+        profiles=[e.get(PROFILE_KEY) for e in extras],
+        receipts=[e.get(RECEIPT_KEY) for e in extras],
+        adapters=[s.lora_request.lora_name if s.lora_request is not None else None for s in states],
+        lengths=np.fromiter((scheduled[i] for i in ids), np.int64, count),
+        positions=batch.num_computed_tokens_cpu[:count].astype(np.int64),
+        prompt_lengths=np.fromiter((s.num_prompt_tokens for s in states), np.int64, count),
+    )
+
+
+def decoder_layers(model: nn.Module, count: int) -> list[nn.Module]:
+    """The decoder layers of a model, found by structure: the one list of `count` blocks that is in no other list.
+
+    Raises:
+        BadInput: there is no such list, or more than one.
+    """
+    found = [module for name, module in _module_lists(model) if len(module) == count]
+    if len(found) != 1:
+        raise BadInput(
+            f"{len(found)} lists of {count} layers found in {type(model).__name__}, where one is expected",
+            where="vllm model",
+            fix="Serve a decoder-only language model",
+        )
+    return list(found[0])
+
+
+def _module_lists(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.ModuleList]]:
+    for name, child in module.named_children():
+        if isinstance(child, nn.ModuleList):
+            yield f"{prefix}{name}", child
+        else:
+            yield from _module_lists(child, f"{prefix}{name}.")
+
+
+def _after_load(stock: Callable[..., Any], rows: int) -> Callable[..., Any]:
+    @functools.wraps(stock)
+    def load_model(self: Any, *args: Any, **kwargs: Any) -> Any:
+        out = stock(self, *args, **kwargs)
+        if getattr(self, ATTRIBUTE, None) is None:
+            setattr(self, ATTRIBUTE, RunnerSteering(self, rows))
+        return out
+
+    return load_model
+
+
+def _with_step(stock: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(stock)
+    def _prepare_inputs(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+        steering_of(self).before_step(step_view(self, scheduler_output))
+        return stock(self, scheduler_output, *args, **kwargs)
+
+    return _prepare_inputs
+
+
+def _with_dummy(stock: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(stock)
+    def _dummy_run(self: Any, *args: Any, **kwargs: Any) -> Any:
+        steering_of(self).before_dummy()
+        return stock(self, *args, **kwargs)
+
+    return _dummy_run
+
+
+def _plain_eager(compilation: Any) -> bool:
+    return int(compilation.mode or 0) == 0 and not compilation.cudagraph_mode.has_full_cudagraphs()
+
+
+def _require_supported_features(runner: Any) -> None:
+    """Raises BadInput for engine features under which positions or layers would not be what they seem."""
+    config = runner.vllm_config
+    refused = {
+        "speculative decoding": config.speculative_config is not None,
+        "pipeline parallelism": config.parallel_config.pipeline_parallel_size > 1,
+        "dual-batch overlap": bool(config.parallel_config.enable_dbo),
+        "an encoder-decoder model": bool(config.model_config.is_encoder_decoder),
+        "prompt embeddings": bool(config.model_config.enable_prompt_embeds),
+    }
+    used = [name for name, on in refused.items() if on]
+    if used:
+        raise BadInput(
+            f"steering does not support {' and '.join(used)} yet",
+            where="vllm",
+            fix="Start the server without it, or unset TRIMTAB_STEERING",
+        )

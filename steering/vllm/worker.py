@@ -1,0 +1,93 @@
+"""What the worker process can be asked: `--worker-extension-cls trimtab.steering.vllm.worker.SteeringExtension`.
+
+vLLM imports this module in the process that runs the model, before it makes the runner, and mixes the class into its
+worker; so importing it is what installs the runner's part of steering there. The methods are called by name over
+`collective_rpc`, between steps. They answer with plain data, and errors as `{"error": {...}}`, because an exception
+would arrive as text only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ...errors import TrimtabError
+from ..profile import load_profile
+from . import lora_cpu, runner
+from .plugin import SWITCH
+from .versions import require_supported
+
+ROWS_VARIABLE = "TRIMTAB_BANK_ROWS"
+"""How many profiles with interventions can be live, plus one."""
+
+DEFAULT_ROWS = 65
+
+
+class SteeringExtension:
+    """Mixed into vLLM's worker; `self.model_runner` is the worker's."""
+
+    model_runner: Any
+
+    def trimtab_describe(self) -> dict[str, Any]:
+        """What runs here: runner, shape of the model, capacity."""
+
+        def describe() -> dict[str, Any]:
+            steering = runner.steering_of(self.model_runner)
+            bank = steering.bank
+            return {
+                "vllm": require_supported(),
+                "runner": type(self.model_runner).__qualname__,
+                "hidden_size": bank.hidden_size,
+                "num_layers": bank.num_layers,
+                "rows": bank.rows - 1,
+                "rows_used": len(bank.live()),
+                "lora_op": "trimtab" if lora_cpu.installed() else "stock",
+            }
+
+        return _answer(describe)
+
+    def trimtab_load(self, directory: str, sha256: str) -> dict[str, Any]:
+        """Make the profile in `directory` live, provided that its identity is still `sha256`."""
+
+        def load() -> dict[str, Any]:
+            steering = runner.steering_of(self.model_runner)
+            bank = steering.bank
+            profile = load_profile(Path(directory), hidden_size=bank.hidden_size, num_layers=bank.num_layers)
+            if profile.sha256 != sha256:
+                raise TrimtabError("the profile changed on disk while it was loaded", where=directory, fix="Load again")
+            return {"layers": sorted(steering.load(profile).layers)}
+
+        return _answer(load)
+
+    def trimtab_unload(self, sha256: str) -> dict[str, Any]:
+        """Make a profile not live."""
+
+        def unload() -> dict[str, Any]:
+            runner.steering_of(self.model_runner).unload(sha256)
+            return {}
+
+        return _answer(unload)
+
+    def trimtab_receipt(self, receipt: str) -> dict[str, Any]:
+        """What was applied to the requests under a receipt id; `requests` is None when it is unknown."""
+
+        def look() -> dict[str, Any]:
+            found = runner.steering_of(self.model_runner).receipt(receipt)
+            return {"requests": None if found is None else [dataclasses.asdict(entry) for entry in found]}
+
+        return _answer(look)
+
+
+def _answer(function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    try:
+        return function()
+    except TrimtabError as error:
+        return {"error": {**error.as_dict(), "status": error.status}}
+
+
+if os.environ.get(SWITCH) == "1":
+    runner.install(int(os.environ.get(ROWS_VARIABLE, DEFAULT_ROWS)))
+    lora_cpu.install()
