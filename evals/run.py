@@ -1,0 +1,200 @@
+"""Run a suite: every task in its own fresh world, several at once, each result on disk before the next begins."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..errors import BadInput, EngineError, NotFound, TrimtabError
+from ..models.chat import Usage
+from .cost import Spent
+from .records import Arm, Evaluation, Record, RecordLog
+from .score import Called, Outcome, score
+from .suite import Suite, Task
+
+if TYPE_CHECKING:
+    from ..agent.steps import Result
+    from ..tools import Toolset
+
+TOO_MANY_BROKEN = 5
+"""After so many infrastructure errors in a row the engine is given up, rather than every task with it."""
+
+Builder = Callable[["Toolset"], Any]
+"""Makes an agent for a set of tools."""
+Progress = Callable[[int, int, int], None]
+"""Told after each run: how many are done, of how many, and how many of them succeeded."""
+
+
+async def run_suite(
+    suite: Suite,
+    build: Builder,
+    arm: Arm,
+    *,
+    trials: int = 1,
+    records: Path | None = None,
+    identity: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Run every task of a suite, `arm.concurrency` at once.
+
+    Args:
+        build: makes the agent under test for the tools of a task.
+        trials: runs of every task.
+        records: the record file. Runs that it already holds are not repeated, except broken ones; None keeps nothing.
+        identity: hashes of what is evaluated (model, profile); a record file with another identity is refused.
+
+    Raises:
+        BadInput: a task names an unknown tool, or the record file is of another evaluation.
+        EngineError: the engine broke run after run; what was recorded stays recorded.
+    """
+    _check_tools(suite)
+    header = {
+        "format": 1,
+        "suite": suite.name,
+        "suite_sha256": suite.sha256,
+        "tasks": len(suite.tasks),
+        "trials": trials,
+        "arm": asdict(arm),
+        "identity": dict(identity or {}),
+    }
+    log = RecordLog(records, header)
+    try:
+        todo = [(t, i) for t in suite.tasks for i in range(trials) if (t.id, i) not in log.done]
+        await _run_all(todo, build, arm, log, progress, total=len(suite.tasks) * trials)
+    finally:
+        log.close()
+    order = {(t.id, i): n for n, (t, i) in enumerate((t, i) for t in suite.tasks for i in range(trials))}
+    finished = sorted(log.done.values(), key=lambda r: order[r.task, r.trial])
+    return Evaluation(suite.name, suite.sha256, arm, tuple(finished), log.wall_seconds, log.joules)
+
+
+async def _run_all(
+    todo: list[tuple[Task, int]], build: Builder, arm: Arm, log: RecordLog, progress: Progress | None, *, total: int
+) -> None:
+    broken = 0
+    queue = iter(todo)
+
+    async def worker() -> None:
+        nonlocal broken
+        for task, trial in queue:
+            record = await run_task(task, build, trial=trial)
+            log.add(record)
+            broken = broken + 1 if record.success is None else 0
+            if progress is not None:
+                progress(len(log.done), total, sum(r.success is True for r in log.done.values()))
+            if broken >= TOO_MANY_BROKEN:
+                raise EngineError(
+                    f"{broken} runs in a row broke; the last: {record.reason}",
+                    where=f"task {task.id!r}",
+                    fix="See to the engine, then continue with the same record file.",
+                )
+
+    if progress is not None:
+        progress(len(log.done), total, sum(r.success is True for r in log.done.values()))
+    tasks = [asyncio.create_task(worker()) for _ in range(min(arm.concurrency, len(todo)))]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def run_task(task: Task, build: Builder, *, trial: int = 0) -> Record:
+    """Run one task in a world of its own and judge it. Never raises for what the agent or the engine does."""
+    from ..tools import Toolset
+    from ..tools.builtin import builtin_tools
+    from ..tools.builtin.state import seed, snapshot
+
+    memory = Path("/dev/shm")
+    folder = memory if os.access(memory, os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="trimtab-task-", dir=folder) as name:
+        home = Path(name)
+        seed(home, dict(task.state))
+        before = snapshot(home)
+        everything = builtin_tools(home, today=lambda: task.today)
+        tools = everything if task.tools is None else Toolset([everything.get(n) for n in task.tools])
+        start = time.perf_counter()
+        result: Result | None = None
+        broken: str | None = None
+        try:
+            result = await build(tools).arun(task.ask)
+        except TrimtabError as error:
+            broken = str(error)
+        except Exception as error:
+            broken = f"{type(error).__name__}: {error}"
+        seconds = time.perf_counter() - start
+        outcome = outcome_of(result, tools, broken)
+        judged = score(task, outcome, before, snapshot(home))
+    record = Record(
+        task.id,
+        task.family,
+        trial,
+        task.ask,
+        judged.success,
+        judged.code,
+        judged.reason,
+        outcome.answer,
+        seconds=seconds,
+    )
+    if result is None:
+        return record
+    models = [s for s in result.steps if s.kind == "model"]
+    return replace(
+        record,
+        calls=tuple((c.name, c.arguments) for c in outcome.calls),
+        steps=len(result.steps),
+        spent=tuple(Spent(s.model or "unknown", s.usage or Usage(), s.seconds) for s in models),
+        receipts=tuple(asdict(r) for r in result.receipts),
+        escalated=any(s.route is not None and s.route.engine == "large" for s in models),
+    )
+
+
+def outcome_of(result: Result | None, tools: Toolset, broken: str | None = None) -> Outcome:
+    """A run in the terms of the scorer."""
+    if result is None:
+        return Outcome(None, broken=broken or "the run ended without a result")
+    calls = []
+    for step in result.steps:
+        if step.kind != "tool" or step.tool is None:
+            continue
+        arguments = step.arguments
+        text = arguments if isinstance(arguments, str) else json.dumps(arguments or {}, ensure_ascii=False)
+        calls.append(Called(step.tool, text, bool(step.ok), None if step.ok else _fault(step.tool, text, tools)))
+    stop = result.stopped
+    limit = (
+        stop.reason if stop is not None and stop.kind in ("steps", "tokens", "seconds", "tool_calls", "loop") else None
+    )
+    return Outcome(result.answer, tuple(calls), limit)
+
+
+def _fault(name: str, arguments: str, tools: Toolset) -> Literal["malformed", "unknown_tool"] | None:
+    """What kept a failed call from running, by the tools' own judgement."""
+    try:
+        tools.get(name).validate(arguments)
+    except NotFound:
+        return "unknown_tool"
+    except BadInput:
+        return "malformed"
+    return None
+
+
+def _check_tools(suite: Suite) -> None:
+    from ..tools.builtin import FAMILIES
+
+    known = {name for names in FAMILIES.values() for name in names}
+    for task in suite.tasks:
+        for name in task.tools or ():
+            if name not in known:
+                raise BadInput(
+                    f"unknown tool {name!r}",
+                    where=f"suite {suite.name!r}: task {task.id!r}: tools",
+                    fix=f"Known tools: {', '.join(sorted(known))}.",
+                )
