@@ -227,14 +227,20 @@ class Server:
 
 
 def meaningful_lines(text: str, count: int = 8) -> list[str]:
-    """The last lines of a log that say something: the errors in it, then its end, without traceback frames."""
-    lines = [re.sub(r"^\([^)]*\)\s*", "", line).rstrip() for line in text.splitlines()]
-    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line)[:300] for line in lines if line.strip()]
-    frames = re.compile(r'^(\S+ \S+ \S+ \[\S+\] )?\s*(File "|\^|~|Traceback|During handling|The above exception)|^\s{2,}')
-    said = [line for line in lines if not frames.search(line)]
-    errors = [line for line in said if re.search(r"\b\w*(Error|Exception|error|FATAL|Fatal)\b", line)]
-    chosen = list(dict.fromkeys([*errors[-count // 2 :], *said[-count // 2 :]]))
-    return chosen[-count:]
+    """What a log says about a failure: its last errors without traceback frames, or its last lines where it has none."""
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in text.splitlines()]
+    # vLLM's prefix: which process, level, time, source line. The level tells errors from chatter.
+    prefix = re.compile(r"^(\([^)]*\) )?((INFO|WARNING|ERROR|DEBUG|CRITICAL) \S+ \S+ \[[^\]]*\] ?)?")
+    errors, rest = [], []
+    for line in lines:
+        found = prefix.match(line)
+        level = found.group(3) if found else None
+        said = line[found.end() :] if found else line
+        if not said.strip() or re.match(r'\s|File "|Traceback|During handling|The above exception', said):
+            continue
+        is_error = level in ("ERROR", "CRITICAL") or re.match(r"[\w.]*(Error|Exception|Interrupt)\b|[Ff]atal|cannot ", said)
+        (errors if is_error else rest).append(said.rstrip()[:400])
+    return list(dict.fromkeys(errors))[-count:] or rest[-count // 2 :]
 
 
 @atexit.register

@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 import httpx
 
 from ...errors import BadInput, EngineError, EngineUnavailable, NotFound
-from ..chat import ChatRequest, Delta, Reply
+from ..chat import ChatRequest, Delta, Reply, Sampling
 from . import wire
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 30.0
@@ -75,8 +75,8 @@ class HttpEngine:
 
     async def chat(self, request: ChatRequest) -> Reply:
         """Answer one request; see `Engine.chat`."""
-        body = self._body(request, stream=False)
         start = time.perf_counter()
+        body = await self._body(request, stream=False)
         response = await self._post(body)
         try:
             text = await self._read(response)
@@ -92,8 +92,8 @@ class HttpEngine:
 
     async def stream(self, request: ChatRequest) -> AsyncIterator[Delta]:
         """Answer one request in pieces; see `Engine.stream`."""
-        body = self._body(request, stream=True)
         start = time.perf_counter()
+        body = await self._body(request, stream=True)
         response = await self._post(body)
         parts = wire.Assembly()
         try:
@@ -135,14 +135,18 @@ class HttpEngine:
         if client is not None:
             await client.aclose()
 
-    def _body(self, request: ChatRequest, *, stream: bool) -> wire.Json:
+    async def _body(self, request: ChatRequest, *, stream: bool) -> wire.Json:
         if request.profile is not None and not self.trimtab:
             raise BadInput(
                 f"profile {request.profile!r} cannot be applied by {self.root}, which is not a Trimtab server",
                 where="profile",
                 fix="Leave the profile out, or use a server started with `trimtab serve`",
             )
-        return wire.request_body(request, model=self._model, trimtab=self.trimtab, stream=stream)
+        sampling = request.sampling or Sampling()
+        if request.sampling is None and request.profile is not None:
+            answer = await self.get("/v1/trimtab/profiles")
+            sampling = wire.decoding_of(answer.json() if answer.status_code == 200 else None, request.profile)
+        return wire.request_body(request, sampling, model=self._model, trimtab=self.trimtab, stream=stream)
 
     def _client(self) -> httpx.AsyncClient:
         if self._closed:

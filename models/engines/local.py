@@ -58,6 +58,8 @@ class LocalEngine:
 
         self.card = card
         self._store = store
+        bars = transformers.utils.logging.is_progress_bar_enabled()
+        transformers.utils.logging.disable_progress_bar()
         try:
             self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
                 card.path, local_files_only=True, trust_remote_code=False
@@ -72,6 +74,9 @@ class LocalEngine:
         except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
             reason = str(error).strip() or type(error).__name__
             raise BadInput(f"the model does not load: {reason.splitlines()[0]}", where=str(card.path)) from error
+        finally:
+            if bars:
+                transformers.utils.logging.enable_progress_bar()
         if not self._tokenizer.chat_template:
             raise BadInput("there is no chat template", where=str(card.path), fix="Add a chat_template.jinja")
         self._ends = _end_tokens(self._tokenizer, self._model)

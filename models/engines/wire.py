@@ -12,22 +12,19 @@ from ..chat import ChatRequest, Message, Receipt, Reply, Sampling, ToolCall, Usa
 Json = dict[str, Any]
 
 
-def request_body(request: ChatRequest, *, model: str, trimtab: bool, stream: bool) -> Json:
-    """The JSON of a request.
-
-    With `trimtab`, the profile is the model id, a receipt is asked for, and where no sampling is given a profile's own
-    decoding defaults are left to the server.
-    """
+def request_body(request: ChatRequest, sampling: Sampling, *, model: str, trimtab: bool, stream: bool) -> Json:
+    """The JSON of a request. With `trimtab`, the profile is the model id, and a receipt is asked for."""
     body: Json = {
         "model": request.profile if trimtab and request.profile else model,
         "messages": [m.to_openai() for m in request.messages],
+        # Always said: servers have defaults of their own.
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "max_tokens": sampling.max_tokens,
     }
     if request.tools:  # an empty list is refused by vLLM
         body["tools"] = list(request.tools)
         body["tool_choice"] = "auto"
-    sampling = request.sampling or Sampling()
-    if request.sampling is not None or not (trimtab and request.profile):
-        body |= {"temperature": sampling.temperature, "top_p": sampling.top_p, "max_tokens": sampling.max_tokens}
     if sampling.seed is not None:
         body["seed"] = sampling.seed
     if sampling.logprobs:
@@ -190,6 +187,19 @@ def _words(text: str) -> str:
     except (ValueError, AttributeError):
         found = text
     return " ".join(str(found or "").split())[:800]
+
+
+def decoding_of(data: Any, profile: str) -> Sampling:
+    """The sampling that a profile's decoding defaults make, from `GET /v1/trimtab/profiles`; greedy where it has none."""
+    try:
+        for entry in data["profiles"]:
+            names = (entry["name"], entry["id"])
+            if profile in names or f"{entry['name']}@sha256:{entry['sha256']}".startswith(profile):
+                given = entry.get("decoding") or {}
+                return Sampling(**{k: v for k, v in given.items() if k in ("temperature", "top_p", "max_tokens")})
+    except (KeyError, TypeError, AttributeError):
+        pass
+    return Sampling()
 
 
 def _logprobs(choice: Json) -> tuple[float, ...] | None:

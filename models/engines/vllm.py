@@ -1,0 +1,324 @@
+"""The engine that runs stock vLLM as a server process of its own, with LoRA and the steering plugin."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import json
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from weakref import WeakKeyDictionary
+
+from ...errors import BadInput, EngineUnavailable, TrimtabError
+from ...home import home
+from ...steering.store import ProfileStore
+from ...steering.vllm.launch import server_arguments, server_environment
+from ..card import ModelCard
+from ..chat import ChatRequest, Delta, Reply, Sampling, user
+from ..registry import RunningServer, process_start, register, running_servers, unregister
+from ..server import Progress, Server, free_port, new_log, require_port
+from .http import HttpEngine
+
+LONGEST_CONTEXT = 8192
+"""Tokens of context served at most: the KV cache must hold at least one whole request."""
+MOST_ADAPTERS = 16
+"""Adapter slots of one batch at most; every slot costs memory and time in each step."""
+
+WARM_UP_TOOL = {"type": "function", "function": {"name": "wait", "parameters": {"type": "object", "properties": {}}}}
+
+STAGES = (
+    (r"Resolved architecture", "vLLM is imported, the model's configuration read"),
+    (r"Initializing a V1 LLM engine", "the engine process starts"),
+    (r"Starting to load model", "loading the weights"),
+    (r"KV cache size", "warming up"),
+    (r"init engine \(", "warm; making the profiles live"),
+)
+FIXES = (
+    (r"torchvision::nms does not exist", 'torchvision does not fit torch: uninstall it (`pip uninstall torchvision`)'),
+    (r"[Aa]ddress already in use", "Another program took the port: choose another one"),
+    (r"larger than the available KV cache|No available memory for the cache blocks", "Free some memory, or take a model with a smaller context"),
+    (r"tilezero|Illegal instruction|SIGILL", "The processor's AMX kernel died: start again, with float32"),
+    (r"MemoryError|Cannot allocate memory|not enough memory|OutOfMemory", "Free some memory, or take a smaller model"),
+    (r"No space left on device", "Free some space on the disk"),
+)  # fmt: skip
+
+
+def require_vllm() -> None:
+    """Raises EngineUnavailable when vLLM is not installed."""
+    if importlib.util.find_spec("vllm") is None:
+        raise EngineUnavailable(
+            "vLLM is not installed",
+            where=sys.prefix,
+            fix='Install it with `pip install "trimtab[cpu]"` (or trimtab[cuda]), or use --engine transformers',
+        )
+
+
+def make_server(card: ModelCard, store: ProfileStore, *, host: str = "127.0.0.1", port: int | None = None) -> Server:
+    """A vLLM server for a model and the profiles of a store, not started yet.
+
+    Raises:
+        EngineUnavailable: vLLM is not installed.
+        BadInput: the port is taken.
+    """
+    require_vllm()
+    if port is None:
+        port = free_port()
+    require_port(host, port)
+    adapters, rank = adapter_needs(card, store)
+    arguments = server_arguments(
+        card.path,
+        served_name=card.name,
+        host=host,
+        port=port,
+        max_model_len=min(card.context or LONGEST_CONTEXT, LONGEST_CONTEXT),
+        max_loras=min(max(adapters, 4), MOST_ADAPTERS),
+        max_lora_rank=rank,
+        dtype="float32",
+    )
+    environment = server_environment([root.resolve() for root in store.roots], None)
+    return Server(
+        [sys.executable, *arguments],
+        # A folder called `tools` or `models` where the user stands must not be imported by the server.
+        environment={**environment, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"},
+        url=f"http://{'127.0.0.1' if host in ('0.0.0.0', '::', '') else host}:{port}",
+        log=new_log(card.name),
+        stages=STAGES,
+        fixes=FIXES,
+    )
+
+
+def adapter_needs(card: ModelCard, store: ProfileStore) -> tuple[int, int]:
+    """How many different adapters the store's profiles for this model need, and the largest rank among them (at least 16)."""
+    from ...steering.weights import merged_adapter
+
+    found, rank = set(), 16
+    for profile in store.all():
+        if isinstance(profile, BadInput) or profile.base_sha256 != card.sha256:
+            continue
+        merged = merged_adapter(profile, home() / "cache" / "adapters")
+        if merged is not None:
+            found.add(merged[1])
+            rank = max(rank, int(json.loads((merged[0] / "adapter_config.json").read_text())["r"]))
+    return len(found), rank
+
+
+def describe(card: ModelCard, store: ProfileStore, server: Server) -> RunningServer:
+    """The registry entry of a server that runs."""
+    pid = server.pid or 0
+    return RunningServer(
+        model=card.name,
+        sha256=card.sha256,
+        url=server.url,
+        pid=pid,
+        started=process_start(pid) or time.time(),
+        roots=tuple(str(root.resolve()) for root in store.roots),
+        log=str(server.log),
+    )
+
+
+async def find_running(card: ModelCard, roots: Sequence[Path]) -> RunningServer | None:
+    """A healthy registered server with the same weights and at least these profile folders."""
+    wanted = {str(root.resolve()) for root in roots}
+    for running in running_servers():
+        if running.model != card.name or running.sha256 != card.sha256 or not wanted <= set(running.roots):
+            continue
+        probe = HttpEngine(running.url, card.name, trimtab=True)
+        try:
+            if (await probe.get("/health")).status_code == 200:
+                return running
+        except EngineUnavailable:
+            continue
+        finally:
+            await probe.aclose()
+    return None
+
+
+class VllmEngine:
+    """Chat with a model on a vLLM server: one that runs already, else one of its own.
+
+    A server that dies is started again once; the requests it took with it are asked again, unless part of a streamed
+    answer was already handed out. Use `open_engine`, which closes it.
+
+    Args:
+        share: make a server of its own known to other commands (see `registry`).
+        port: for a server of its own; with a port, a running server is never taken instead.
+    """
+
+    name = "vllm"
+
+    def __init__(
+        self,
+        card: ModelCard,
+        store: ProfileStore,
+        *,
+        host: str = "127.0.0.1",
+        port: int | None = None,
+        share: bool = False,
+        reuse: bool = True,
+        progress: Progress | None = None,
+    ) -> None:
+        self.card, self.store = card, store
+        self._host, self._port, self._share = host, port, share
+        self._reuse = reuse and port is None
+        self._progress = progress or (lambda _: None)
+        self._http: HttpEngine | None = None
+        self._running: RunningServer | None = None
+        self._server: Server | None = None
+        self._restarted = False
+        self._locks: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
+
+    @property
+    def model(self) -> str:
+        return self.card.name
+
+    @property
+    def url(self) -> str:
+        """Where the server answers."""
+        return self._live.root
+
+    @property
+    def pid(self) -> int:
+        """The pid of the vLLM server process."""
+        if self._running is None:
+            raise EngineUnavailable("the engine is not open", where=self.name)
+        return self._running.pid
+
+    @property
+    def log(self) -> Path:
+        """The server's log file."""
+        if self._running is None:
+            raise EngineUnavailable("the engine is not open", where=self.name)
+        return Path(self._running.log)
+
+    async def open(self) -> VllmEngine:
+        """Find or start the server.
+
+        Raises:
+            EngineUnavailable: vLLM is not installed, or the server does not start.
+            BadInput: the port is taken.
+        """
+        running = await find_running(self.card, self.store.roots) if self._reuse else None
+        if running is None:
+            try:
+                await self._start()
+            except BaseException:
+                await self.aclose()
+                raise
+        else:
+            self._progress(f"using the server that runs at {running.url}")
+            self._connect(running)
+        return self
+
+    async def chat(self, request: ChatRequest) -> Reply:
+        """Answer one request; see `Engine.chat`."""
+        server = self._live
+        try:
+            return await server.chat(request)
+        except EngineUnavailable as error:
+            await self._revive(server, error)
+        return await self._live.chat(request)
+
+    async def stream(self, request: ChatRequest) -> AsyncIterator[Delta]:
+        """Answer one request in pieces; see `Engine.stream`."""
+        for last in (False, True):
+            server, begun = self._live, False
+            pieces = server.stream(request)
+            try:
+                async for piece in pieces:
+                    begun = True
+                    yield piece
+                return
+            except EngineUnavailable as error:
+                if begun or last:
+                    raise
+                await self._revive(server, error)
+            finally:
+                await pieces.aclose()  # type: ignore[attr-defined]
+
+    async def profiles(self) -> list[str]:
+        """The names of the live profiles."""
+        return await self._live.profiles()
+
+    async def died(self) -> bool:
+        """Wait until the server process is gone or a new one took its place; for those who keep a server running."""
+        while self._running is not None and self._running.alive():
+            await asyncio.sleep(0.5)
+        return self._running is not None
+
+    async def aclose(self) -> None:
+        """Stop a server of its own; leave another's alone."""
+        http, self._http = self._http, None
+        if http is not None:
+            await http.aclose()
+        if self._running is not None and self._share:
+            unregister(self._running)
+        self._running = None
+        server, self._server = self._server, None
+        if server is not None:
+            await server.stop()
+
+    @property
+    def _live(self) -> HttpEngine:
+        if self._http is None:
+            raise EngineUnavailable("there is no server", where=self.name)
+        return self._http
+
+    def _connect(self, running: RunningServer) -> None:
+        self._running = running
+        # A dead server is noticed here, so retrying a refused connection for long would only delay its restart.
+        self._http = HttpEngine(running.url, self.card.name, trimtab=True, retries=1)
+
+    async def _start(self) -> None:
+        server = make_server(self.card, self.store, host=self._host, port=self._port)
+        self._progress(f"starting vLLM for {self.card.name} (log: {server.log})")
+        began = time.monotonic()
+        await server.start(self._progress)
+        self._server = server
+        running = describe(self.card, self.store, server)
+        self._connect(running)
+        # The first request finds much unprepared (4 s on two cores): no user's step should pay for that.
+        await self._live.chat(ChatRequest((user("Hello"),), (WARM_UP_TOOL,), sampling=Sampling(max_tokens=2)))
+        if self._share:
+            register(running)
+        self._progress(f"ready at {server.url} after {time.monotonic() - began:.0f} s")
+
+    async def _revive(self, asked: HttpEngine, error: EngineUnavailable) -> None:
+        """Start the server again if it died under a request to `asked`; else pass the error on."""
+        async with self._locks.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
+            if self._http is not asked:
+                return  # another request brought the server back
+            if self._running is None or not await _gone(self._running):
+                raise error
+            log = self._running.log
+            # The connection to the dead server stays until there is a new one: requests that come meanwhile fail on it
+            # and wait here.
+            server, self._server = self._server, None
+            if server is not None:
+                await server.stop()
+            if self._restarted:
+                self._http = None
+                raise EngineUnavailable(
+                    "the server died a second time", where=self.name, fix=f"Its log: {log}"
+                ) from error
+            self._restarted = True
+            self._progress("the server died; starting it again")
+            try:
+                await self._start()
+            except BaseException as failure:
+                self._http = None
+                if not isinstance(failure, TrimtabError):
+                    raise
+                raise EngineUnavailable(
+                    f"the server died and did not start again ({failure.what})", where=self.name, fix=f"Its log: {log}"
+                ) from failure
+
+
+async def _gone(running: RunningServer) -> bool:
+    """Whether the process is dead, or dies within the moments in which its last connections break."""
+    for _ in range(20):
+        if not running.alive():
+            return True
+        await asyncio.sleep(0.1)
+    return False
