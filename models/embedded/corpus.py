@@ -13,11 +13,12 @@ from datetime import date, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
+from ...errors import ToolFailure
 from ...tools.builtin import FAMILIES, builtin_tools
 from ...tools.builtin.state import seed as seed_state
 from ...tools.builtin.state import snapshot
 from . import random_tools
-from .answers import Style, draw_style, tagged_style
+from .answers import Style, draw_style, tagged_style, word_answer
 from .families import INTENTS, Dialogue, ask_for, phrasings, play, refuse
 
 Split = Literal["train", "test"]
@@ -41,8 +42,6 @@ class World:
 
     def run(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
         """One call on the real tool; its failure becomes the result that a model would see."""
-        from ...tools.builtin import ToolFailure
-
         try:
             result: dict[str, Any] = self.tools.get(name).function(**arguments)
         except ToolFailure as failure:
@@ -184,3 +183,37 @@ def suite_tasks(split: Split, family: str, n: int, seed: int) -> list[dict[str, 
                 }
             )
     return tasks
+
+
+AXES = {"verbosity": ("detailed", "brief"), "register": ("casual", "formal")}
+"""Behaviour -> its positive and its negative side."""
+
+
+def contrast_pairs(axis: str, family: str, n: int, seed: int) -> list[dict[str, Any]]:
+    """`n` contrast pairs for steering: one conversation up to the last tool result, and the answer in both styles.
+
+    The two answers differ in `axis` only; the other behaviour is the same on both sides and drawn anew for each pair.
+    """
+    rng = random.Random(seed)
+    pairs: list[dict[str, Any]] = []
+    with open_world() as world:
+        while len(pairs) < n:
+            world.reset(rng)
+            other = rng.random() < 0.5
+            intent = rng.choice([i for i in INTENTS[family] if not i.startswith("missing")])
+            dialogue = play("train", family, intent, rng, Style(True, True), world.run)
+            sides = [Style(side, other) if axis == "verbosity" else Style(other, not side) for side in (False, True)]
+            if axis == "register" and other:
+                continue  # brief answers differ in their last mark only: too little to read a register from
+            names = tuple(name for name, _ in dialogue.calls)
+            facts = dialogue.facts
+            positive, negative = (word_answer(s, facts.short, facts.long, names, rng) for s in sides)
+            pairs.append(
+                {
+                    "messages": list(dialogue.turns[:-1]),
+                    "tools": [world.specs[name] for name in FAMILIES[family]],
+                    "positive": positive,
+                    "negative": negative,
+                }
+            )
+    return pairs

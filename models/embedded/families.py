@@ -79,9 +79,9 @@ class Recorder:
         self.calls += calls
         return results
 
-    def one(self, name: str, **arguments: Any) -> dict[str, Any]:
+    def one(self, tool: str, /, **arguments: Any) -> dict[str, Any]:
         """One call and its result."""
-        return self.call((name, arguments))[0]
+        return self.call((tool, arguments))[0]
 
 
 def _units(rng: random.Random) -> Slots:

@@ -315,16 +315,29 @@ def document(rng: random.Random) -> dict[str, Any]:
 
 
 def copy_document(rng: random.Random) -> dict[str, Any]:
-    """A pure copy task: the model repeats made-up words, so that copying heads form early."""
+    """A pure copy task: made-up words to repeat, or names and values to look up. Half of its tokens are learned, so that
+    the heads that find and copy form early."""
     messages: list[dict[str, Any]] = []
-    for _ in range(rng.randint(1, 3)):
-        text = rng.choice((" ", " ", "_", ", ", "-")).join(
-            word(rng, 0.2) if rng.random() < 0.8 else str(integer(rng)) for _ in range(rng.randint(2, 8))
-        )
-        messages += [
-            {"role": "user", "content": f"{rng.choice(('repeat', 'say', 'copy', 'echo'))}: {text}"},
-            {"role": "assistant", "content": text},
-        ]
+    if rng.random() < 0.5:
+        for _ in range(rng.randint(1, 3)):
+            join = rng.choice((" ", " ", "_", ", ", "-"))
+            text = join.join(
+                word(rng, 0.5) if rng.random() < 0.85 else str(integer(rng)) for _ in range(rng.randint(3, 24))
+            )
+            messages += [
+                {"role": "user", "content": f"{rng.choice(('repeat', 'say', 'copy', 'echo'))}: {text}"},
+                {"role": "assistant", "content": text},
+            ]
+    else:
+        facts = {word(rng, 0.5): _value(rng, {"type": rng.choice(("string", "integer", "number"))}) for _ in range(8)}
+        line = rng.choice(("{k}: {v}", "{k} = {v}", "{k} is {v}", "the {k} {v}"))
+        listed = rng.choice((", ", "; ", " and ")).join(line.format(k=k, v=v) for k, v in facts.items())
+        for i, key in enumerate(rng.sample(list(facts), 6)):
+            question = f"{key}?"
+            messages += [
+                {"role": "user", "content": f"{listed}. {question}" if i == 0 else question},
+                {"role": "assistant", "content": str(facts[key])},
+            ]
     return {"family": "copy", "messages": messages, "tools": []}
 
 

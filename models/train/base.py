@@ -23,9 +23,9 @@ from .recipe import Recipe
 
 CHUNK = 25
 """Steps whose documents share one seed; resuming regenerates at most one chunk."""
-COPY_FIRST = 8
-"""Chunks at the start of which half is pure copying, so that copying heads form early."""
-MADE_UP_FIRST = 28
+COPY_FIRST = 16
+"""Chunks at the start of which most is pure copying, so that copying heads form early."""
+MADE_UP_FIRST = 36
 """Chunks at the start with made-up tools only: reading signatures is learned before any family can be memorised."""
 
 
@@ -149,7 +149,7 @@ def train_base(
         def documents(chunk: int) -> Iterator[dict[str, Any]]:
             seed = recipe.seed * 1_000_003 + chunk
             if grow_from is None and chunk < MADE_UP_FIRST:
-                return random_tools.documents(seed, copy_share=0.5 if chunk < COPY_FIRST else 0.05)
+                return random_tools.documents(seed, copy_share=0.7 if chunk < COPY_FIRST else 0.1)
             from ..embedded.corpus import base_documents
 
             return base_documents(seed, world())

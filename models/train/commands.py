@@ -42,6 +42,11 @@ def add_commands(subparsers: Any) -> None:
     _common(adapter)
     adapter.set_defaults(handler=run_adapter)
 
+    data = parts.add_parser("data", help="write the contrast pairs and the suites that are made from the corpus")
+    data.add_argument("--pairs", type=Path, help="folder for contrast pairs (default: their place in the package)")
+    data.add_argument("--suites", type=Path, help="folder for suites (default: their place in the package)")
+    data.set_defaults(handler=run_data)
+
 
 def _common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--work", type=Path, help="folder for checkpoints; an interrupted run goes on from there")
@@ -151,3 +156,27 @@ def _family_source(family: str, style: str | None, seed: int, stack: Any) -> tup
         return family_documents(seed * 1_000_003 + 500_000 + chunk, world, family, fixed)
 
     return documents, {"family": family, "style": style, "generator": "trimtab.models.embedded.corpus.family_documents"}
+
+
+def run_data(args: argparse.Namespace) -> int:
+    """`trimtab train data`: the same files every time."""
+    import yaml
+
+    from ...home import write_atomic
+    from ..embedded import HERE
+    from ..embedded.corpus import AXES, contrast_pairs, suite_tasks
+
+    pairs = args.pairs or HERE / "pairs"
+    for axis in AXES:
+        rows = contrast_pairs(axis, "calc", 200, seed=11)
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        write_atomic(pairs / f"{axis}.jsonl", text)
+        print(f"{pairs / axis}.jsonl: {len(rows)} pairs")
+    suites = args.suites or HERE.parents[1] / "evals" / "suites"
+    small = suite_tasks("test", "calc", 17, seed=21) + suite_tasks("test", "office", 19, seed=22)
+    families = suite_tasks("test", "calc", 17 * 6, seed=31) + suite_tasks("test", "office", 19 * 6, seed=32)
+    for name, tasks in {"small": small, "families": families}.items():
+        text = yaml.safe_dump({"name": name, "tasks": tasks}, sort_keys=False, allow_unicode=True, width=120)
+        write_atomic(suites / f"{name}.yaml", text)
+        print(f"{suites / name}.yaml: {len(tasks)} tasks")
+    return 0
