@@ -1,0 +1,234 @@
+"""The journal: every run and every step of it, in one SQLite file that is only ever appended to.
+
+A step is on disk before the next one begins, and the intent to act is on disk before a tool acts. So a run that is
+killed at any moment can be continued from the file, by any process, and nothing that was done is forgotten.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+import os
+import secrets
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ..errors import BadInput, NotFound, TrimtabError
+from ..home import home
+from .events import RunState, apply, replay
+from .steps import Step
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS runs (run_id TEXT PRIMARY KEY, at TEXT NOT NULL, task TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS events (
+    run_id TEXT NOT NULL REFERENCES runs, seq INTEGER NOT NULL, at TEXT NOT NULL, event TEXT NOT NULL,
+    PRIMARY KEY (run_id, seq)) WITHOUT ROWID;
+CREATE TRIGGER IF NOT EXISTS events_stay BEFORE UPDATE ON events BEGIN SELECT RAISE(ABORT, 'append only'); END;
+CREATE TRIGGER IF NOT EXISTS events_last BEFORE DELETE ON events BEGIN SELECT RAISE(ABORT, 'append only'); END;
+"""
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class RunLine:
+    """One line of `trimtab runs list`. `status` is `done`, `stopped` or `open`: cut off, or still going on."""
+
+    run_id: str
+    at: str
+    task: str
+    status: str
+    steps: int
+    answer: str
+
+
+class Journal:
+    """The record of runs.
+
+    Args:
+        path: the SQLite file; None is `journal.db` under `home()`, `:memory:` keeps nothing.
+
+    Raises:
+        TrimtabError: the file cannot be written: a full disk, a folder without rights.
+        BadInput: the file is something else than a journal of this version.
+    """
+
+    def __init__(self, path: Path | str | None = None) -> None:
+        self.path = home() / "journal.db" if path is None else Path(path)
+        self._lock = threading.Lock()
+        with self._errors():
+            if str(path) != ":memory:":
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                # Conversations are the user's own: nobody else reads them.
+                os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
+            self._db = sqlite3.connect(str(self.path), timeout=30, check_same_thread=False, isolation_level=None)
+            self._prepare()
+
+    def _prepare(self) -> None:
+        found = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if found not in (0, FORMAT):
+            raise BadInput(
+                f"a journal of format {found}, this version reads {FORMAT}",
+                where=str(self.path),
+                fix="Use the version that wrote it, or move the file away",
+            )
+        self._db.execute("PRAGMA journal_mode=WAL")
+        # FULL: after a power failure too, a destructive call that was begun must be known to have begun.
+        self._db.execute("PRAGMA synchronous=FULL")
+        if found != FORMAT:
+            self._db.executescript(f"BEGIN IMMEDIATE;{SCHEMA}PRAGMA user_version={FORMAT};COMMIT;")
+
+    async def begin(self, event: dict[str, Any]) -> str:
+        """Write the first event of a new run and return the run's id.
+
+        Raises:
+            TrimtabError: the journal cannot be written.
+        """
+        now = datetime.now(UTC)
+        run_id = f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+        row = (run_id, now.isoformat(timespec="milliseconds"), event["task"])
+        await asyncio.to_thread(self._insert, run_id, 0, event, row)
+        return run_id
+
+    async def append(self, run_id: str, seq: int, event: dict[str, Any]) -> None:
+        """Write event number `seq` of a run; it is on disk when this returns.
+
+        Raises:
+            BadInput: another process has written this event already: it continues the same run.
+            TrimtabError: the journal cannot be written.
+        """
+        await asyncio.to_thread(self._insert, run_id, seq, event, None)
+
+    def events(self, run_id: str) -> list[dict[str, Any]]:
+        """The events of a run in order.
+
+        Raises:
+            NotFound: no such run.
+        """
+        with self._errors(), self._lock:
+            rows = self._db.execute("SELECT event FROM events WHERE run_id = ? ORDER BY seq", (run_id,)).fetchall()
+        if not rows:
+            raise NotFound(
+                f"no run {run_id!r} in this journal", where=str(self.path), fix="`trimtab runs list` shows them"
+            )
+        return [json.loads(row[0]) for row in rows]
+
+    def state(self, run_id: str) -> RunState:
+        """Where a run stands. Raises as `events`."""
+        state = replay(run_id, self.events(run_id))
+        assert state is not None
+        return state
+
+    def started(self, run_id: str) -> str:
+        """When a run began, ISO 8601. Raises NotFound."""
+        with self._errors(), self._lock:
+            row = self._db.execute("SELECT at FROM runs WHERE run_id = ?", (run_id,)).fetchone()
+        if row is None:
+            raise NotFound(f"no run {run_id!r} in this journal", where=str(self.path))
+        return str(row[0])
+
+    def runs(self, limit: int = 50) -> list[RunLine]:
+        """The latest runs, newest first."""
+        with self._errors(), self._lock:
+            rows = self._db.execute("SELECT run_id, at, task FROM runs ORDER BY at DESC LIMIT ?", (limit,)).fetchall()
+        lines = []
+        for run_id, at, task in rows:
+            state = self.state(run_id)
+            status = "done" if state.ended else "stopped" if state.stopped else "open"
+            lines.append(RunLine(run_id, at, task, status, len(state.steps), state.answer))
+        return lines
+
+    @contextmanager
+    def hold(self, run_id: str) -> Iterator[None]:
+        """Be the only one on this machine that goes on with a run. The hold ends with the process, however it dies.
+
+        Raises:
+            BadInput: a living process, or another task of this one, is at it.
+        """
+        if str(self.path) == ":memory:":
+            yield
+            return
+        lock = self.path.with_name(f"{self.path.name}.{run_id}.lock")
+        with self._errors():
+            file = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise BadInput(
+                    f"run {run_id!r} is going on in another process", where=str(self.path), fix="Wait for it to end"
+                ) from None
+            yield
+            lock.unlink(missing_ok=True)
+        finally:
+            os.close(file)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    def _insert(self, run_id: str, seq: int, event: dict[str, Any], run: Sequence[str] | None) -> None:
+        text = json.dumps(event, ensure_ascii=False)
+        at = datetime.now(UTC).isoformat(timespec="milliseconds")
+        with self._errors(), self._lock:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                if run is not None:
+                    self._db.execute("INSERT INTO runs VALUES (?, ?, ?)", run)
+                self._db.execute("INSERT INTO events VALUES (?, ?, ?, ?)", (run_id, seq, at, text))
+                self._db.execute("COMMIT")
+            except BaseException as error:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                if isinstance(error, sqlite3.IntegrityError):
+                    raise BadInput(
+                        f"another process is continuing run {run_id!r}", where=str(self.path), fix="Wait for it to end"
+                    ) from None
+                raise
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise TrimtabError(
+                f"the journal cannot be used ({error}), so nothing was done",
+                where=str(self.path),
+                fix="Free disk space or give a writable folder (TRIMTAB_HOME or --home), then continue the run",
+            ) from error
+
+
+class Recorder:
+    """Writes the events of one run and keeps its state beside them.
+
+    Args:
+        journal: where events go.
+        state: the run as the journal has it now.
+    """
+
+    def __init__(self, journal: Journal, state: RunState) -> None:
+        self.journal, self.state = journal, state
+        self._lock = asyncio.Lock()
+        self._last = time.monotonic()
+
+    async def add(self, event: dict[str, Any]) -> Step | None:
+        """Write one event, then move the state on. Steps get their index here; the step is returned.
+
+        Raises:
+            BadInput, TrimtabError: as `Journal.append`; the state is then unchanged.
+        """
+        async with self._lock:
+            now = time.monotonic()
+            event = {**event, "elapsed": now - self._last}
+            if "step" in event:
+                event["step"] = {**event["step"], "index": len(self.state.steps)}
+            await self.journal.append(self.state.run_id, self.state.seq, event)
+            self.state, self._last = apply(self.state, event), now
+            return self.state.steps[-1] if "step" in event else None
