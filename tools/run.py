@@ -55,8 +55,10 @@ def _is_async(function: Callable[..., Any]) -> bool:
 async def _guarded(function: Callable[..., Any], values: Mapping[str, Any], finish: Callable[[Any], T]) -> T:
     try:
         return finish(await function(**values))
-    except SystemExit as error:  # would otherwise end the event loop
-        raise ToolFailure(f"the tool tried to exit with {error.code}") from None
+    except (Exception, asyncio.CancelledError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # SystemExit would otherwise end the event loop
+        raise ToolFailure(f"the tool raised {type(error).__name__}") from None
 
 
 def _threaded(work: Callable[[], T], name: str) -> asyncio.Future[T]:

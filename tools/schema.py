@@ -9,7 +9,7 @@ import operator
 import re
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import BadInput
 
@@ -35,19 +35,25 @@ PLAIN: dict[str, Any] = {
 }
 
 
+class Parameter(NamedTuple):
+    """One parameter of a tool. `default` is shown in the schema if JSON can hold it."""
+
+    name: str
+    hint: Any
+    required: bool
+    default: Any = None
+    description: str | None = None
+
+
 class Arguments:
-    """The arguments a function takes: their JSON schema, and the check of what a model wrote.
+    """The arguments a function takes: their JSON schema, and the check of what a model wrote."""
 
-    Args:
-        fields: (name, type, required, description or None) for each parameter, in order.
-    """
-
-    def __init__(self, fields: tuple[tuple[str, Any, bool, str | None], ...]) -> None:
+    def __init__(self, parameters: tuple[Parameter, ...]) -> None:
         from pydantic import ConfigDict, Field, TypeAdapter
         from typing_extensions import TypedDict  # before Python 3.12 pydantic does not take the one of typing
 
         hints: dict[str, Any] = {}
-        for name, hint, required, description in fields:
+        for name, hint, required, _, description in parameters:
             described = hint if description is None else typing.Annotated[hint, Field(description=description)]
             hints[name] = typing.Required[described] if required else typing.NotRequired[described]
         # A TypedDict and not a model: any parameter name is fine, and what was not given stays away.
@@ -55,17 +61,25 @@ class Arguments:
         shape = make("arguments", hints)
         shape.__pydantic_config__ = ConfigDict(extra="forbid", strict=True)
         self._adapter: TypeAdapter[dict[str, Any]] = TypeAdapter(shape)
-        self._names = tuple(field[0] for field in fields)
-        self._whole: tuple[str, ...] = ()
-        self._schema = _tidy(self._adapter.json_schema())
-        self._schema.setdefault("properties", {})
-        self._schema["additionalProperties"] = False
-        for name, hint, required, _ in fields:
-            if not required and type(None) in typing.get_args(hint):
-                _drop_null(self._schema["properties"][name])
-        properties = self._schema["properties"].items()
-        self._whole = tuple(name for name, part in properties if part.get("type") == "integer")
-        self._optional = tuple(name for name, _, required, _ in fields if not required)
+        self._names = tuple(hints)
+        self._none = tuple(p.name for p in parameters if not p.required and p.default is None)
+        made = _tidy(self._adapter.json_schema())
+        properties = made.get("properties", {})
+        for parameter in parameters:
+            part = properties[parameter.name]
+            if parameter.name in self._none:
+                _drop_null(part)
+            elif isinstance(parameter.default, str | int | float):
+                part["default"] = parameter.default
+        self._whole = tuple(name for name, part in properties.items() if part.get("type") == "integer")
+        self._schema = {
+            "type": "object",
+            "properties": properties,
+            "required": [p.name for p in parameters if p.required],
+            "additionalProperties": False,
+        }
+        if "$defs" in made:
+            self._schema["$defs"] = made["$defs"]
 
     def schema(self) -> dict[str, Any]:
         """A fresh copy of the JSON schema."""
@@ -81,8 +95,8 @@ class Arguments:
             value = given.get(name)
             if isinstance(value, float) and value.is_integer():
                 given[name] = int(value)
-        for name in self._optional:
-            if name in given and given[name] is None and not self._takes_null(name):
+        for name in self._none:
+            if name in given and given[name] is None:
                 del given[name]
         try:
             text = json.dumps(given, ensure_ascii=False, allow_nan=False).encode()
@@ -96,10 +110,6 @@ class Arguments:
             return self._adapter.validate_json(text)
         except ValidationError as error:
             raise BadInput(self._line(tool, error), where=tool) from None
-
-    def _takes_null(self, name: str) -> bool:
-        part = self._schema["properties"][name]
-        return "null" in json.dumps(part) and part.get("default", 0) is not None
 
     def _line(self, tool: str, error: Any) -> str:
         problems = error.errors(include_url=False, include_context=False)
@@ -117,7 +127,7 @@ class Arguments:
         wanted = _wanted(top) if len(first["loc"]) == 1 else None
         if wanted is not None and first["type"].endswith(("_type", "_parsing", "literal_error", "enum")):
             return f"argument '{where}' must be {wanted}, not {_echo(first['input'])}"
-        said = re.sub(r"^Input should be ", "must be ", first["msg"].split("\n")[0])
+        said = re.sub(r"^\w+ should ", "must ", first["msg"].split("\n")[0])
         return f"argument '{where}' {said}, not {_echo(first['input'])}"
 
 
@@ -137,7 +147,7 @@ def arguments_of(function: Callable[..., Any]) -> Arguments:
             f"type hints cannot be read: {error}", where=where, fix="Define the types at the top of a module."
         ) from None
     words = descriptions_of(inspect.getdoc(function))
-    fields = []
+    found = []
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             raise BadInput(f"parameter '{parameter}' has no fixed name", where=where, fix="Name every parameter.")
@@ -148,14 +158,16 @@ def arguments_of(function: Callable[..., Any]) -> Arguments:
                 fix=f"Write {parameter.name}: str, or the like.",
             )
         required = parameter.default is parameter.empty
-        fields.append((parameter.name, hints[parameter.name], required, words.get(parameter.name)))
-    return _arguments(tuple(fields), where)
+        default = None if required else parameter.default
+        name = parameter.name
+        found.append(Parameter(name, hints[name], required, default, words.get(name)))
+    return _arguments(tuple(found), where)
 
 
 def arguments_of_schema(name: str, parameters: Mapping[str, Any]) -> Arguments:
     """The arguments an outer-level JSON schema asks for. Deeper levels are not checked."""
     required = parameters.get("required") or ()
-    fields = []
+    found = []
     for key, part in (parameters.get("properties") or {}).items():
         part = part if isinstance(part, Mapping) else {}
         choices, kind = part.get("enum"), part.get("type")
@@ -163,18 +175,20 @@ def arguments_of_schema(name: str, parameters: Mapping[str, Any]) -> Arguments:
         hint: Any = functools.reduce(operator.or_, [PLAIN.get(one, Any) for one in kinds]) if kinds else Any
         if choices and all(isinstance(choice, str | int) for choice in choices):
             hint = typing.cast(Any, typing.Literal)[tuple(choices)]
-        fields.append((str(key), hint, key in required, None))
-    return _arguments(tuple(fields), f"tool '{name}'")
+        # Left out rather than null, unless the schema names null: then it is passed on.
+        default = None if "null" not in kinds else ...
+        found.append(Parameter(str(key), hint, key in required, default))
+    return _arguments(tuple(found), f"tool '{name}'")
 
 
-def _arguments(fields: tuple[tuple[str, Any, bool, str | None], ...], where: str) -> Arguments:
+def _arguments(parameters: tuple[Parameter, ...], where: str) -> Arguments:
     from pydantic.errors import PydanticSchemaGenerationError, PydanticUserError
 
     try:
         try:
-            return _cached(fields)
+            return _cached(parameters, repr(parameters))
         except TypeError:  # an unhashable hint
-            return Arguments(fields)
+            return Arguments(parameters)
     except (PydanticSchemaGenerationError, PydanticUserError) as error:
         said = str(error).split("\n")[0]
         raise BadInput(
@@ -183,9 +197,12 @@ def _arguments(fields: tuple[tuple[str, Any, bool, str | None], ...], where: str
 
 
 @functools.lru_cache(maxsize=256)
-def _cached(fields: tuple[tuple[str, Any, bool, str | None], ...]) -> Arguments:
-    """Compiling a schema takes about a millisecond, and the built-in tools are made again for every task."""
-    return Arguments(fields)
+def _cached(parameters: tuple[Parameter, ...], shown: str) -> Arguments:
+    """Compiling a schema takes about a millisecond, and the built-in tools are made again for every task.
+
+    `shown` tells apart what Python holds equal: a default of 1 is not one of True.
+    """
+    return Arguments(parameters)
 
 
 def name_of(name: str) -> str:

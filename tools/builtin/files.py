@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,13 @@ def file_tools(root: Path) -> list[Tool]:
     def list_files(folder: str = ".") -> dict[str, Any]:
         """List the files in a folder."""
         place = inside(root, folder)
-        if not place.exists() and place == root.resolve():
-            return {"files": []}
-        if not place.is_dir():
-            raise ToolFailure(f"no folder named {short(folder)}")
-        names = [
-            f"{entry.name}/" if entry.is_dir() else entry.name for entry in os.scandir(place) if _shown(entry.name)
-        ]
+        with _told("list", folder):
+            if not place.exists() and place == root.resolve():
+                return {"files": []}
+            if not place.is_dir():
+                raise ToolFailure(f"no folder named {short(folder)}")
+            with os.scandir(place) as entries:
+                names = [entry.name + "/" * entry.is_dir() for entry in entries if _shown(entry.name)]
         if len(names) > MOST:
             raise ToolFailure(f"{short(folder)} holds more than {MOST} files")
         return {"files": sorted(names)}
@@ -39,16 +40,15 @@ def file_tools(root: Path) -> list[Tool]:
     def read_file(path: str) -> dict[str, Any]:
         """Read a text file."""
         place = inside(root, path)
-        if not place.exists():
-            raise ToolFailure(f"no file named {short(path)}")
-        # A pipe would wait for ever, and a device can do anything.
-        if not stat.S_ISREG(place.stat().st_mode):
-            raise ToolFailure(f"{short(path)} is not a file")
-        try:
-            with place.open("rb") as file:
+        with _told("read", path):
+            if not place.exists():
+                raise ToolFailure(f"no file named {short(path)}")
+            if not place.is_file():
+                raise ToolFailure(f"{short(path)} is not a file")
+            # Not following links (`inside` has), and not waiting: a pipe without a writer would wait for ever.
+            handle = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            with os.fdopen(handle, "rb") as file:
                 raw = file.read(LARGEST + 1)
-        except OSError as error:
-            raise ToolFailure(f"cannot read {short(path)}: {error.strerror}") from None
         if len(raw) > LARGEST:
             raise ToolFailure(f"{short(path)} is larger than {LARGEST} bytes")
         try:
@@ -65,12 +65,10 @@ def file_tools(root: Path) -> list[Tool]:
             raise ToolFailure("the content holds half of a Unicode character") from None
         if len(raw) > LARGEST:
             raise ToolFailure(f"the content is larger than {LARGEST} bytes")
-        if path.endswith("/") or place == root.resolve() or (place.exists() and not place.is_file()):
-            raise ToolFailure(f"{short(path)} is not a file")
-        try:
+        with _told("write", path):
+            if path.endswith("/") or place == root.resolve() or (place.exists() and not place.is_file()):
+                raise ToolFailure(f"{short(path)} is not a file")
             write_atomic(place, raw)
-        except OSError as error:
-            raise ToolFailure(f"cannot write {short(path)}: {error.strerror}") from None
         return {"written": path}
 
     return [tool(list_files), tool(read_file), tool(write_file)]
@@ -104,6 +102,15 @@ def inside(root: Path, path: str) -> Path:
     if not place.is_relative_to(base):
         raise ToolFailure(f"{short(path)} leaves the folder")
     return place
+
+
+@contextmanager
+def _told(doing: str, path: str) -> Iterator[None]:
+    """What the system refuses, in words that name the model's path and not the machine's."""
+    try:
+        yield
+    except OSError as error:
+        raise ToolFailure(f"cannot {doing} {short(path)}: {error.strerror}") from None
 
 
 def _shown(name: str) -> bool:
