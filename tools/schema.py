@@ -118,11 +118,11 @@ class Arguments:
         for kind in ("extra_forbidden", "missing"):
             first = next((p for p in problems if p["type"] == kind and len(p["loc"]) == 1), first)
         where = ".".join(str(part) for part in first["loc"])[:LONGEST_ECHO]
-        takes = ", ".join(self._names) or "no arguments"
+        takes = f": {tool} takes {', '.join(self._names) or 'no arguments'}" if len(first["loc"]) == 1 else ""
         if first["type"] == "extra_forbidden":
-            return f"unknown argument '{where}': {tool} takes {takes}"
+            return f"unknown argument '{where}'{takes}"
         if first["type"] == "missing":
-            return f"missing argument '{where}': {tool} takes {takes}"
+            return f"missing argument '{where}'{takes}"
         top = self._schema["properties"].get(first["loc"][0], {}) if first["loc"] else {}
         wanted = _wanted(top) if len(first["loc"]) == 1 else None
         if wanted is not None and first["type"].endswith(("_type", "_parsing", "literal_error", "enum")):

@@ -32,7 +32,8 @@ def file_tools(root: Path) -> list[Tool]:
             if not place.is_dir():
                 raise ToolFailure(f"no folder named {short(folder)}")
             with os.scandir(place) as entries:
-                names = [entry.name + "/" * entry.is_dir() for entry in entries if _shown(entry.name)]
+                # Not entry.is_dir(), which raises for a link that leads to itself.
+                names = [entry.name + "/" * os.path.isdir(entry.path) for entry in entries if _shown(entry.name)]
         if len(names) > MOST:
             raise ToolFailure(f"{short(folder)} holds more than {MOST} files")
         return {"files": sorted(names)}

@@ -26,6 +26,7 @@ ALIASES = {
     "m": "metre", "kms": "kilometre", "\"": "inch", "'": "foot", "ft.": "foot", "in.": "inch",
     "sq m": "metre**2", "sqm": "metre**2", "sq km": "kilometre**2", "sq ft": "foot**2", "sqft": "foot**2",
     "sq in": "inch**2", "sq yd": "yard**2", "sq mi": "mile**2", "sq miles": "mile**2", "cc": "centimetre**3",
+    "acre": "international_acre", "acres": "international_acre", "ac": "international_acre",
     "fl oz": "fluid_ounce", "pts": "pint", "gals": "gallon", "qts": "quart", "teacup": "cup", "teacups": "cup",
     "mph": "mile/hour", "kph": "kilometre/hour", "kmh": "kilometre/hour", "kmph": "kilometre/hour",
     "mps": "metre/second", "fps": "foot/second", "kn": "knot", "kt": "knot", "kts": "knot",
@@ -77,7 +78,10 @@ def _registry() -> Any:
     """pint's registry, built once, when first needed: it takes a few tenths of a second."""
     import pint
 
-    return pint.UnitRegistry(cache_folder=None)
+    registry = pint.UnitRegistry(cache_folder=None)
+    # pint's acre is in survey feet, which the United States gave up in 2022; everybody else's never was.
+    registry.define("international_acre = 43560 * foot ** 2")
+    return registry
 
 
 @functools.lru_cache(maxsize=1024)
