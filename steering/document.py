@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -147,8 +148,9 @@ def parse_document(text: str, where: str) -> Document:
     except RecursionError:
         raise BadInput("nested too deeply", where=where, fix="Flatten the file") from None
     try:
-        canonical_json(document.model_dump(mode="json")).encode()
-        dump_document(document).encode()
+        data = document.model_dump(mode="json")
+        canonical_json(data)
+        json.dumps(data, ensure_ascii=False).encode()  # half a surrogate pair is not text
     except (ValueError, RecursionError, OverflowError) as error:
         raise BadInput(f"holds a value that JSON cannot ({error})", where=where, fix="Remove the value") from None
     return document
@@ -166,4 +168,6 @@ def dump_document(document: Document) -> str:
     """The YAML text of a document, fields in their order, empty ones left out."""
     data = document.model_dump(mode="json", exclude_none=True)
     data = {k: v for k, v in data.items() if v not in ([], {}) and not (k == "steps" and v == list(STEPS))}
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120)
+    text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120)
+    # PyYAML writes some line ends (such as U+0085) as they are and reads them back as spaces: escape then
+    return text if yaml.safe_load(text) == data else yaml.safe_dump(data, sort_keys=False, width=120)

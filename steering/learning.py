@@ -113,7 +113,8 @@ def learn_means(
         tensors={VECTORS: {f"layer_{layer}": vector for layer, vector in learned.vectors.items()}},
         adapters={} if adapter is None else {"adapter": adapter},
         replace=replace,
-        **_sizes(base),
+        hidden_size=_size(base, "hidden_size"),
+        num_layers=_size(base, "num_hidden_layers"),
     )
     return profile, summary
 
@@ -164,7 +165,15 @@ def learn_weights(
     adapters = {f"{folder}/plus": plus, f"{folder}/minus": minus}
     if adapter is not None:
         adapters["adapter"] = adapter
-    return save_profile(target, document, adapters=adapters, replace=replace, **_sizes(base)), summary
+    profile = save_profile(
+        target,
+        document,
+        adapters=adapters,
+        replace=replace,
+        hidden_size=_size(base, "hidden_size"),
+        num_layers=_size(base, "num_hidden_layers"),
+    )
+    return profile, summary
 
 
 def make_profile(
@@ -174,7 +183,14 @@ def make_profile(
     document = _with(
         _document(base_name, base, about, adapter), provenance={"method": "adapter", "tool_version": __version__}
     )
-    return save_profile(target, document, adapters={"adapter": adapter}, replace=replace, **_sizes(base))
+    return save_profile(
+        target,
+        document,
+        adapters={"adapter": adapter},
+        replace=replace,
+        hidden_size=_size(base, "hidden_size"),
+        num_layers=_size(base, "num_hidden_layers"),
+    )
 
 
 def _document(base_name: str, base: Path, about: Mapping[str, Any], adapter: Path | None) -> Document:
@@ -190,11 +206,10 @@ def _document(base_name: str, base: Path, about: Mapping[str, Any], adapter: Pat
     return _validated(data)
 
 
-def _sizes(base: Path) -> dict[str, int | None]:
-    """Width and depth of the base model as its config says, for the checks of `load_profile`."""
-    config = read_json(base / "config.json") if (base / "config.json").is_file() else {}
-    sizes = {"hidden_size": config.get("hidden_size"), "num_layers": config.get("num_hidden_layers")}
-    return {key: value if isinstance(value, int) else None for key, value in sizes.items()}
+def _size(base: Path, key: str) -> int | None:
+    """Width or depth of the base model as its config says, for the checks of `load_profile`; None when it does not."""
+    value = read_json(base / "config.json").get(key) if (base / "config.json").is_file() else None
+    return value if isinstance(value, int) else None
 
 
 def _with(document: Document, **fields: Any) -> Document:

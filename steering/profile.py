@@ -277,7 +277,7 @@ def check_free(directory: Path, *, replace: bool = False) -> bool:
     Raises:
         BadInput: it is taken by something that may not be replaced.
     """
-    taken = directory.is_dir() and any(directory.iterdir()) if directory.is_dir() else directory.exists()
+    taken = any(directory.iterdir()) if directory.is_dir() else directory.exists()  # an empty folder is free
     if taken and not replace:
         raise BadInput(
             "already exists", where=str(directory), fix="Choose another place or version, or ask to replace it"

@@ -1,0 +1,160 @@
+"""The reference hooks, held to identities that need no tolerance or a tiny one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from trimtab.errors import BadInput
+from trimtab.steering.hooks import adapted, decoder_layers, reading, steered
+from trimtab.steering.intervention import Intervention, by_phase, fold
+
+HIDDEN, LAYERS = 32, 3
+
+
+def vector(seed: int, size: float = 1.0) -> torch.Tensor:
+    return torch.randn(HIDDEN, generator=torch.Generator().manual_seed(seed)) * size
+
+
+def logits(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        return model(input_ids=ids, use_cache=False).logits
+
+
+def test_layers_are_found_by_structure(model: PreTrainedModel) -> None:
+    assert decoder_layers(model) == list(model.model.layers)
+    with pytest.raises(BadInput, match="0 lists of"):
+        decoder_layers(nn.Linear(2, 2))
+
+
+def test_zero_vector_is_bitwise_nothing(model: PreTrainedModel, ids: torch.Tensor) -> None:
+    plain = logits(model, ids)
+    for tokens in ("all", "prompt", "generated"):
+        with steered(model, [Intervention(1, torch.zeros(HIDDEN), tokens)], 4):
+            assert torch.equal(logits(model, ids), plain)
+
+
+def test_hooks_are_gone_afterwards_even_after_an_error(model: PreTrainedModel, ids: torch.Tensor) -> None:
+    plain = logits(model, ids)
+    with steered(model, [Intervention(0, vector(1))], 4):
+        assert not torch.allclose(logits(model, ids), plain)
+    assert torch.equal(logits(model, ids), plain)
+    with pytest.raises(RuntimeError), steered(model, [Intervention(0, vector(1))], 4):
+        model(input_ids=ids.float())
+    assert torch.equal(logits(model, ids), plain)
+
+
+@pytest.mark.parametrize("tokens", ["all", "prompt", "generated"])
+def test_equals_the_edit_made_by_hand(model: PreTrainedModel, ids: torch.Tensor, tokens: str) -> None:
+    add, border = vector(2), 5
+    rows = {"all": slice(None), "prompt": slice(0, border), "generated": slice(border, None)}[tokens]
+
+    def by_hand(_: nn.Module, __: object, output: torch.Tensor) -> torch.Tensor:
+        edited = output.clone()
+        edited[:, rows] += add
+        return edited
+
+    handle = model.model.layers[1].register_forward_hook(by_hand)
+    expected = logits(model, ids)
+    handle.remove()
+    with steered(model, [Intervention(1, add, tokens)], border):
+        assert torch.equal(logits(model, ids), expected)
+
+
+def test_patch_identity(model: PreTrainedModel) -> None:
+    """With p- and p+ that differ in their last token, adding a(p+) - a(p-) there turns p- into p+ (CAA, check i)."""
+    plus = torch.tensor([[5, 9, 33, 70]])
+    minus = torch.tensor([[5, 9, 33, 71]])
+    for layer in range(LAYERS):
+        with torch.inference_mode(), reading(model, [layer]) as seen:
+            model(input_ids=plus)
+            high = seen[layer][0, -1]
+            model(input_ids=minus)
+            low = seen[layer][0, -1]
+        with steered(model, [Intervention(layer, high - low, "generated")], 3):
+            patched = logits(model, minus)[0, -1]
+        # at layers below the last, later blocks still attend to the same earlier tokens
+        torch.testing.assert_close(patched, logits(model, plus)[0, -1], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("tokens", ["all", "prompt", "generated"])
+def test_cached_and_uncached_generation_agree(model: PreTrainedModel, ids: torch.Tensor, tokens: str) -> None:
+    parts = [Intervention(0, vector(3, 2.0), tokens), Intervention(2, vector(4, 2.0), tokens)]
+    settings = {"max_new_tokens": 16, "do_sample": False, "eos_token_id": None, "pad_token_id": 256}
+    mask = torch.ones_like(ids)
+    with torch.inference_mode(), steered(model, parts, ids.shape[1]):
+        cached = model.generate(input_ids=ids, attention_mask=mask, use_cache=True, **settings)
+        uncached = model.generate(input_ids=ids, attention_mask=mask, use_cache=False, **settings)
+    assert torch.equal(cached, uncached)
+    assert cached.shape[1] == ids.shape[1] + 16
+    by_hand = ids  # and both are greedy steps of whole passes
+    for _ in range(16):
+        with steered(model, parts, ids.shape[1]):
+            by_hand = torch.cat([by_hand, logits(model, by_hand)[:, -1:].argmax(-1)], dim=1)
+    assert torch.equal(cached, by_hand)
+
+
+def test_scopes_add_up_to_all(model: PreTrainedModel, ids: torch.Tensor) -> None:
+    add = vector(6)
+    with steered(model, [Intervention(1, add, "prompt"), Intervention(1, add, "generated")], 5):
+        both = logits(model, ids)
+    with steered(model, [Intervention(1, add, "all")], 5):
+        assert torch.equal(logits(model, ids), both)
+
+
+def test_fold_is_linear_and_order_does_not_matter(model: PreTrainedModel, ids: torch.Tensor) -> None:
+    a, b = vector(7), vector(8)
+    parts = [Intervention(1, a), Intervention(1, b), Intervention(2, b, "prompt"), Intervention(1, 2 * a)]
+    folded = fold(parts)
+    assert list(folded) == [(1, "all"), (2, "prompt")]
+    torch.testing.assert_close(folded[1, "all"], 3 * a + b)
+    assert all(torch.equal(folded[key], fold(parts[::-1])[key]) for key in folded)
+    with steered(model, parts, 5):
+        one = logits(model, ids)
+    with steered(model, [Intervention(layer, v, tokens) for (layer, tokens), v in folded.items()], 5):
+        assert torch.equal(logits(model, ids), one)
+    assert set(by_phase(parts)) == {(1, "prompt"), (1, "generated"), (2, "prompt")}
+
+
+def test_rows_of_a_batch_have_their_own_prompt_length(model: PreTrainedModel, ids: torch.Tensor) -> None:
+    other = ids.flip(1)
+    parts = [Intervention(1, vector(9), "prompt")]
+    alone = []
+    for row, length in ((ids, 3), (other, 9)):
+        with steered(model, parts, length):
+            alone.append(logits(model, row)[0])
+    with steered(model, parts, [3, 9]):
+        batch = logits(model, torch.cat([ids, other]))
+    torch.testing.assert_close(batch, torch.stack(alone), atol=1e-5, rtol=1e-5)
+
+
+def test_what_does_not_fit_is_refused(model: PreTrainedModel, ids: torch.Tensor) -> None:
+    with pytest.raises(BadInput, match="layers 0 to 2"), steered(model, [Intervention(3, vector(1))], 1):
+        pass
+    with pytest.raises(BadInput, match="width 7"), steered(model, [Intervention(0, torch.ones(7))], 1):
+        logits(model, ids)
+    with pytest.raises(BadInput, match="not all among 0 to 2"), reading(model, [0, 3]):
+        pass
+
+
+def test_reading_gives_the_block_outputs(model: PreTrainedModel, ids: torch.Tensor) -> None:
+    with torch.inference_mode(), reading(model, range(LAYERS)) as seen:
+        states = model(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
+    for layer in range(LAYERS - 1):  # the last entry of hidden_states is after the final norm
+        assert torch.equal(seen[layer], states[layer + 1])
+    with torch.inference_mode():
+        torch.testing.assert_close(model.model.norm(seen[LAYERS - 1]), states[LAYERS])
+
+
+def test_adapted_model_is_plain_again(new_model, make_adapter, ids: torch.Tensor) -> None:  # type: ignore[no-untyped-def]
+    model = new_model()
+    plain = logits(model, ids)
+    with adapted(model, make_adapter("a", 1)) as wrapped:
+        changed = logits(wrapped, ids)
+        with steered(wrapped, [Intervention(1, vector(3))], 4):  # layers are found under PEFT's wrapping too
+            assert not torch.allclose(logits(wrapped, ids), changed)
+    assert not torch.allclose(changed, plain)
+    assert torch.equal(logits(model, ids), plain)
+    with adapted(model, None) as same:
+        assert same is model

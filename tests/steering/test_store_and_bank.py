@@ -1,0 +1,126 @@
+"""The store finds profiles by name, version and hash; the bank keeps them in static rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from trimtab.errors import BadInput, LimitExceeded, NotFound
+from trimtab.steering.bank import Bank
+from trimtab.steering.document import Document
+from trimtab.steering.profile import Profile, save_profile
+from trimtab.steering.store import ProfileStore
+
+
+def write(
+    folder: Path, name: str, version: str = "1", *, seed: int = 0, tokens: str = "all", layer: int = 1
+) -> Profile:
+    entry = {"layer": layer, "file": "v.safetensors", "tensor": "v", "strength": 2.0, "tokens": tokens}
+    data = {"format": 1, "name": name, "version": version, "base": {"model": "m", "sha256": "a" * 64}}
+    vector = torch.randn(8, generator=torch.Generator().manual_seed(seed))
+    document = Document.model_validate({**data, "interventions": [entry]})
+    return save_profile(folder, document, tensors={"v.safetensors": {"v": vector}})
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ProfileStore:
+    shipped = tmp_path / "shipped"
+    write(shipped / "terse", "terse")
+    write(shipped / "calm", "calm")
+    return ProfileStore(tmp_path / "mine", shipped)
+
+
+def test_names_versions_and_hashes(store: ProfileStore, tmp_path: Path) -> None:
+    assert store.names() == ["calm", "terse"]
+    first = store.get("terse")
+    for version in ("2", "10"):
+        store.save(write(tmp_path / version, "terse", version, seed=int(version)).directory)
+    assert store.get("terse").version == "10"
+    assert store.get("terse@2").version == "2"
+    assert store.get("terse@1").sha256 == first.sha256
+    assert store.get(f"terse@sha256:{first.sha256}").id == "terse@1"
+    assert store.get(f"terse@sha256:{first.sha256[:8]}").id == "terse@1"
+    assert [p.id for p in store.all() if isinstance(p, Profile)] == ["calm@1", "terse@1", "terse@10", "terse@2"]
+
+
+@pytest.mark.parametrize(
+    "spec", ["nobody", "terse@9", "terse@sha256:00000000", "terse@sha256:0", "", "../terse", "Terse", "terse@", "a@b@c"]
+)
+def test_unknown_profiles_list_the_known(store: ProfileStore, spec: str) -> None:
+    with pytest.raises(NotFound, match="Known profiles: calm, terse"):
+        store.get(spec)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(max_size=20))
+def test_any_text_is_found_or_not_found(tmp_path_factory: pytest.TempPathFactory, spec: str) -> None:
+    with pytest.raises(NotFound, match="no profiles yet"):
+        ProfileStore(tmp_path_factory.getbasetemp() / "none").get(spec)
+
+
+def test_save_keeps_what_is_there(store: ProfileStore, tmp_path: Path) -> None:
+    source = write(tmp_path / "new", "new", seed=1)
+    saved = store.save(source.directory)
+    assert saved.sha256 == source.sha256
+    assert saved.directory.parent == store.roots[0]
+    assert store.save(source.directory).sha256 == source.sha256  # the same again is no change
+    other = write(tmp_path / "other", "new", seed=2)
+    with pytest.raises(BadInput, match="Raise the version"):
+        store.save(other.directory)
+    assert store.get("new").sha256 == source.sha256
+    assert store.save(other.directory, replace=True).sha256 == other.sha256
+    store.remove("new")
+    assert store.names() == ["calm", "terse"]
+    with pytest.raises(BadInput, match="read-only"):
+        store.remove("terse")
+
+
+def test_a_broken_profile_hides_no_other(store: ProfileStore) -> None:
+    (store.roots[1] / "calm" / "profile.yaml").write_text("format: [")
+    assert store.get("terse").id == "terse@1"
+    assert [isinstance(p, BadInput) for p in store.all()] == [True, False]
+    with pytest.raises(BadInput, match="not valid YAML"):
+        store.get("calm")
+    (store.roots[1] / "terse").rename(store.roots[1] / "other")
+    with pytest.raises(BadInput, match="called 'other'"):
+        store.get("other")
+
+
+def test_bank_rows(tmp_path: Path) -> None:
+    both = write(tmp_path / "a", "a", layer=0)
+    late = write(tmp_path / "b", "b", seed=1, tokens="generated", layer=2)
+    bank = Bank(3, 8, 3)
+    address = bank.storage.data_ptr()
+    assert (bank.put(both.sha256, both), bank.put(late.sha256, late)) == (1, 2)
+    assert bank.put(both.sha256, both) == 1
+    assert torch.equal(bank.tensor(0, "prompt")[1], both.interventions[0].vector)
+    assert torch.equal(bank.tensor(0, "generated")[1], both.interventions[0].vector)
+    assert torch.equal(bank.tensor(2, "generated")[2], late.interventions[0].vector)
+    assert not bank.tensor(2, "prompt").any()
+    assert not bank.storage[:, :, 0].any()
+    assert torch.equal(bank.table(2)[bank.index(2, "generated")], late.interventions[0].vector)
+    third = write(tmp_path / "c", "c", seed=2)
+    before = bank.storage.clone()
+    with pytest.raises(LimitExceeded, match="all 2 rows"):
+        bank.put(third.sha256, third)
+    with pytest.raises(NotFound, match="not live"):
+        bank.row(third.sha256)
+    assert torch.equal(bank.storage, before)
+    bank.drop(both.sha256)
+    assert bank.put(third.sha256, third) == 1
+    assert not bank.tensor(0, "prompt")[1].any()  # nothing of the former tenant is left
+    assert bank.live() == {late.sha256: 2, third.sha256: 1}
+    assert bank.storage.data_ptr() == address == bank.table(0).data_ptr()
+
+
+def test_bank_refuses_what_does_not_fit(tmp_path: Path) -> None:
+    deep = write(tmp_path / "a", "a", layer=3)
+    for bank in (Bank(3, 8, 2), Bank(4, 16, 2)):
+        with pytest.raises(BadInput, match="does not fit"):
+            bank.put(deep.sha256, deep)
+        assert bank.live() == {}
+    with pytest.raises(BadInput, match="holds nothing"):
+        Bank(3, 8, 1)
