@@ -88,6 +88,19 @@ def rows(*summaries: Summary) -> list[tuple[str, ...]]:
     return [(label, *(cell(s) for s in summaries)) for label, cell in shown]
 
 
+def table(*summaries: Summary, title: str | None = None) -> Any:
+    """The table of one or two arms for a terminal, as something `rich` can print."""
+    from rich.table import Table
+
+    out = Table(title=title, title_justify="left")
+    out.add_column("")
+    for summary in summaries:
+        out.add_column(summary.arm.label, overflow="fold")
+    for row in rows(*summaries):
+        out.add_row(*row)
+    return out
+
+
 def markdown(comparison: Comparison, *, title: str | None = None) -> str:
     """The comparison as a Markdown page with the chart beside it."""
     small, large = comparison.small, comparison.large
@@ -130,7 +143,9 @@ def chart(comparison: Comparison) -> bytes:
         else:
             x, low, high = 100 * interval.estimate, 100 * interval.low, 100 * interval.high
             spread = [[x - low], [high - x]]
-            left.errorbar(x, place, xerr=spread, fmt="o", color=colour, capsize=5, markersize=8, linewidth=2)
+            left.errorbar(
+                x, place, xerr=spread, fmt="o", color=colour, capsize=5, markersize=8, linewidth=2, clip_on=False
+            )
             _label(left, min(max(x, 20), 80), place, success(summary), side="center")
         price = prices[place]
         middle.barh(place, 0 if price is None else float(price) * unit, height=0.34, color=colour)

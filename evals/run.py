@@ -152,7 +152,7 @@ async def run_task(task: Task, build: Builder, *, trial: int = 0) -> Record:
         calls=tuple((c.name, c.arguments) for c in outcome.calls),
         steps=len(result.steps),
         spent=tuple(Spent(s.model or "unknown", s.usage or Usage(), s.seconds) for s in models),
-        receipts=tuple(asdict(r) for r in result.receipts),
+        receipts=tuple({**asdict(r), "layers": list(r.layers)} for r in result.receipts),
         escalated=any(s.route is not None and s.route.engine == "large" for s in models),
     )
 

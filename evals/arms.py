@@ -1,0 +1,148 @@
+"""The arms of an evaluation as a user names them: a model on an engine, under a profile, the router, or neither."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..errors import BadInput, NotFound
+from ..models.embedded import LARGE
+from .records import Arm
+from .run import Builder
+
+if TYPE_CHECKING:
+    from ..models.engine import Engine
+
+AUTO = "auto"
+"""In place of a profile: the router chooses."""
+STAND_IN = "stand-in"
+"""In place of a model: the embedded large one."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """A model on an engine, not open yet. `profile` is a profile, `auto`, or None for the bare model."""
+
+    model: str | None
+    engine: str
+    profile: str | None = None
+
+    @property
+    def stand_in(self) -> bool:
+        """Whether this is the embedded model that takes a large one's place."""
+        return self.model == LARGE and not _is_url(self.engine)
+
+
+def side(model: str, engine: str, profile: str | None = None) -> Side:
+    """What `--model`, `--large` and the like mean.
+
+    Args:
+        model: an embedded name, `stand-in`, a folder, or `URL` or `URL#id` for an OpenAI-compatible server. Beside an
+            engine that is a URL, an id that it serves.
+        profile: `none` and None are the bare model.
+
+    Raises:
+        BadInput: a profile for a hosted model, which cannot be steered.
+    """
+    if _is_url(model):
+        engine, _, name = model.partition("#")
+        found = Side(name or None, engine)
+    else:
+        found = Side(LARGE if model == STAND_IN else model, engine)
+    return Side(found.model, found.engine, None if profile in (None, "", "none") else profile)
+
+
+@asynccontextmanager
+async def open_side(chosen: Side, progress: Callable[[str], None] | None = None) -> AsyncIterator[Engine]:
+    """The side's engine for the duration of a block.
+
+    Raises:
+        NotFound: an unknown model, or a profile that the engine does not have.
+        EngineUnavailable: the engine does not come up.
+    """
+    from ..models.engines import open_engine
+
+    async with open_engine(chosen.engine, model=chosen.model, progress=progress) as engine:
+        await require_profile(engine, chosen.profile)
+        yield engine
+
+
+async def require_profile(engine: Engine, profile: str | None) -> None:
+    """Raises NotFound, with the known names, when the engine does not have the profile."""
+    if profile is None or profile == AUTO:
+        return
+    known = sorted(await engine.profiles())
+    if profile.partition("@")[0] not in {name.partition("@")[0] for name in known}:
+        raise NotFound(
+            f"unknown profile {profile!r}", where=f"engine {engine.name} with {engine.model}",
+            fix=f"Its profiles: {', '.join(known) or 'none'}; `auto` lets the router choose, `none` is the bare model.",
+        )  # fmt: skip
+
+
+def arm_of(chosen: Side, engine: Engine, *, concurrency: int = 4, large: Engine | None = None) -> Arm:
+    """The side as it appears in tables."""
+    routed = chosen.profile == AUTO
+    profile = None if routed else chosen.profile
+    how = "routed" if routed else profile or ("stand-in" if chosen.stand_in else "bare")
+    if large is not None:
+        how += f", hard steps to {large.model}"
+    return Arm(
+        label=f"{engine.model} ({how})",
+        model=engine.model,
+        engine=engine.name,
+        profile=profile,
+        routed=routed,
+        large=None if large is None else large.model,
+        stand_in=chosen.stand_in,
+        concurrency=concurrency,
+    )
+
+
+def builder(profile: str | None, engine: Engine, *, large: Engine | None = None) -> Builder:
+    """Makes the agents of an arm. They share the engine and the router; their journals are kept in memory.
+
+    Args:
+        profile: a profile, `auto`, or None for the bare model.
+        large: where the router may hand hard steps; only with `auto`.
+    """
+    from ..agent.agent import Agent
+    from ..agent.journal import Journal
+    from ..agent.policy import RoutingPolicy, default_policy
+    from ..models.price import load_prices
+
+    if large is not None and profile != AUTO:
+        raise BadInput("only the router hands steps to the large model", where="--escalate", fix="Use it with `auto`.")
+    # A policy without families always takes the bare model.
+    policy = default_policy() if profile == AUTO else RoutingPolicy()
+    pinned = None if profile == AUTO else profile
+    prices = load_prices()
+
+    def build(tools: Any) -> Agent:
+        return Agent(tools, pinned, engine, large=large, policy=policy, journal=Journal(":memory:"), prices=prices)
+
+    return build
+
+
+def identity(chosen: Side) -> dict[str, str]:
+    """Hashes of the weights and profiles behind a side, so that a record file is only continued by the same thing."""
+    if _is_url(chosen.engine):
+        return {}
+    from ..models.card import find_model
+    from ..models.embedded import SMALL, default_store
+    from ..steering.profile import Profile
+
+    card = find_model(chosen.model or SMALL)
+    found = {"model": card.sha256}
+    if chosen.profile == AUTO:
+        for profile in default_store().all():
+            if isinstance(profile, Profile) and profile.base_sha256 == card.sha256:
+                found[profile.id] = profile.sha256
+    elif chosen.profile is not None:
+        found["profile"] = default_store().get(chosen.profile).sha256
+    return found
+
+
+def _is_url(text: str) -> bool:
+    return text.startswith(("http://", "https://"))

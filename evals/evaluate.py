@@ -1,0 +1,178 @@
+"""What `trimtab eval` and `trimtab compare` do with what was asked of them."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import BadInput, Unknown
+from ..home import home
+from ..models.price import Prices, load_prices
+from . import report
+from .arms import AUTO, Side, arm_of, builder, identity, open_side, require_profile, side
+from .compare import Summary, compare, notes, summarise, verdict
+from .progress import shown
+from .records import Arm, Evaluation
+from .run import run_suite
+from .suite import Suite, find_suite
+
+if TYPE_CHECKING:
+    from ..models.engine import Engine
+
+
+async def evaluate(args: argparse.Namespace) -> int:
+    """One arm on one suite; see `commands.py` for the arguments."""
+    suite = find_suite(args.suite).first(args.limit)
+    chosen = side(args.model, args.engine, args.profile)
+    prices = load_prices(args.prices)
+    async with open_sides([chosen], quiet=args.json) as [engine]:
+        arm = arm_of(chosen, engine, concurrency=args.concurrency)
+        if args.prices is not None:
+            require_price(arm, prices)
+        records = args.resume or new_record_file(suite, arm)
+        try:
+            evaluation = await run_arm(suite, chosen, arm, engine, trials=args.trials, records=records, quiet=args.json)
+        except BaseException:
+            print(f"recorded so far: {records} (go on with --resume {records})", file=sys.stderr)
+            raise
+    summary = summarise(evaluation, prices)
+    if args.prices is not None:
+        summary.spending.require_dollars()
+    if args.json:
+        document = {
+            "suite": suite.name,
+            "suite_sha256": suite.sha256,
+            **summary.to_json(),
+            "wall_seconds": evaluation.wall_seconds,
+            "records": str(records),
+            "tasks": [r.to_json() for r in evaluation.records],
+        }
+        print(json.dumps(document, indent=2, ensure_ascii=False))
+    else:
+        print_table(f"Suite {suite.name}", summary)
+        for line in summary.spending.assumptions:
+            print(f"- {line}")
+        print(f"Records: {records}")
+    return 0
+
+
+async def compare_arms(args: argparse.Namespace) -> int:
+    """Two arms on one suite; see `commands.py` for the arguments."""
+    suite = find_suite(args.suite).first(args.limit)
+    if not 0 < args.margin < 1:
+        raise BadInput(f"{args.margin} is not a share between 0 and 1", where="--margin", fix="5 points are 0.05.")
+    if args.escalate and args.small != AUTO:
+        raise BadInput("only the router hands steps on", where="--escalate", fix="Use it with --small auto.")
+    small, large = side(args.small_model, args.engine, args.small), side(args.large, args.engine)
+    prices = load_prices(args.prices)
+    async with open_sides([small, large], quiet=args.json) as [first, second]:
+        hand_on = second if args.escalate else None
+        arms = (
+            arm_of(small, first, concurrency=args.concurrency, large=hand_on),
+            arm_of(large, second, concurrency=args.concurrency),
+        )
+        if args.prices is not None:
+            for arm in arms:
+                require_price(arm, prices)
+        # One after the other: side by side they would slow each other down and the latencies would mean nothing.
+        left = await run_arm(suite, small, arms[0], first, large=hand_on, quiet=args.json)
+        right = await run_arm(suite, large, arms[1], second, quiet=args.json)
+    comparison = compare(left, right, prices, margin=args.margin)
+    if args.prices is not None:
+        for summary in (comparison.small, comparison.large):
+            summary.spending.require_dollars()
+    written = report.write_report(comparison, args.report) if args.report is not None else []
+    if args.json:
+        print(json.dumps(comparison.to_json() | {"report": [str(p) for p in written]}, indent=2, ensure_ascii=False))
+        return 0
+    print_table(f"Suite {suite.name}", comparison.small, comparison.large)
+    print(verdict(comparison))
+    for line in notes(comparison):
+        print(f"- {line}")
+    if written:
+        print(f"Written: {', '.join(map(str, written))}")
+    return 0
+
+
+async def run_arm(
+    suite: Suite,
+    chosen: Side,
+    arm: Arm,
+    engine: Engine,
+    *,
+    large: Engine | None = None,
+    trials: int = 1,
+    records: Path | None = None,
+    quiet: bool = False,
+) -> Evaluation:
+    """One arm on a suite, with its progress shown."""
+    build = builder(chosen.profile, engine, large=large)
+    with shown(arm.label, quiet=quiet) as progress:
+        return await run_suite(
+            suite, build, arm, trials=trials, records=records, identity=identity(chosen), progress=progress
+        )
+
+
+@asynccontextmanager
+async def open_sides(sides: Sequence[Side], *, quiet: bool = False) -> AsyncIterator[list[Engine]]:
+    """The engines of all sides, coming up at the same time; a model that two sides share is opened once."""
+
+    def tell(text: str) -> None:
+        if not quiet:
+            print(f"  {text}", file=sys.stderr, flush=True)
+
+    async with AsyncExitStack() as stack:
+        opening: dict[tuple[str, str | None], asyncio.Task[Engine]] = {}
+        for one in sides:
+            key = one.engine, one.model
+            if key not in opening:
+                bare = Side(one.model, one.engine)
+                opening[key] = asyncio.create_task(_held(stack, open_side(bare, tell)))
+        try:
+            await asyncio.gather(*opening.values())
+        except BaseException:
+            for task in opening.values():
+                task.cancel()
+            await asyncio.gather(*opening.values(), return_exceptions=True)
+            raise
+        engines = [opening[one.engine, one.model].result() for one in sides]
+        for one, engine in zip(sides, engines, strict=True):
+            await require_profile(engine, one.profile)
+        yield engines
+
+
+async def _held(stack: AsyncExitStack, manager: Any) -> Any:
+    return await stack.enter_async_context(manager)
+
+
+def require_price(arm: Arm, prices: Prices) -> None:
+    """Raises Unknown, before anything is spent, when a model of the arm has no price."""
+    for model in filter(None, (arm.model, arm.large)):
+        if model not in prices:
+            raise Unknown(
+                f"model {model!r} has no price",
+                where="--prices",
+                fix="Add it: input_cost_per_token and output_cost_per_token, or machine_cost_per_hour.",
+            )
+
+
+def new_record_file(suite: Suite, arm: Arm) -> Path:
+    """A file of its own for this evaluation, under `home()`."""
+    words = "".join(c if c.isalnum() else "-" for c in f"{suite.name}-{arm.label}").strip("-")
+    return home() / "evaluations" / f"{time.strftime('%Y%m%d-%H%M%S')}-{words}.jsonl"
+
+
+def print_table(title: str, *summaries: Summary) -> None:
+    """The table of one or two arms on stdout."""
+    from rich.console import Console
+
+    console = Console()
+    # Into a pipe or a file the table keeps its width; on a terminal it fits the window.
+    Console(width=None if console.is_terminal else 120).print(report.table(*summaries, title=title))
