@@ -221,6 +221,8 @@ def test_nothing_but_numbers_is_reached(name: str) -> None:
         (1, "atm", "kPa", 101.325),
         (1, "nautical mile", "m", 1852),
         (12, "inches", "feet", 1),
+        (3, "amps", "milliamps", 3000),
+        (2, "mhz", "kHz", 2000),
         (1, "yard", "metres", 0.9144),
     ],
 )

@@ -149,7 +149,7 @@ def positional(x: int, /) -> None:
 def silent(x: int) -> None: ...
 
 
-def strange(x: threading.Lock) -> None:  # type: ignore[valid-type]
+def strange(x: threading.Lock) -> None:
     """Say."""
 
 

@@ -15,6 +15,7 @@ LONGEST = 40  # characters of a unit
 # Everyday words that pint does not know, or knows as something else ("c" is its speed of light, "h" Planck's constant).
 ALIASES = {
     "c": "degC", "°c": "degC", "℃": "degC", "celsius": "degC", "centigrade": "degC", "degrees celsius": "degC",
+    "degree c": "degC", "degree f": "degF",
     "degree celsius": "degC", "degrees centigrade": "degC", "degrees c": "degC", "deg c": "degC",
     "f": "degF", "°f": "degF", "℉": "degF", "fahrenheit": "degF", "degrees fahrenheit": "degF",
     "degree fahrenheit": "degF", "degrees f": "degF", "deg f": "degF",
@@ -38,6 +39,9 @@ ALIASES = {
     "cal": "calorie", "cals": "calorie", "kcals": "kilocalorie", "kj": "kilojoule", "j": "joule",
     "kwh": "kilowatt_hour", "w": "watt", "kw": "kilowatt", "mw": "megawatt", "hp": "horsepower",
     "pa": "pascal", "hpa": "hectopascal", "kpa": "kilopascal", "mmhg": "mmHg", "n": "newton", "hz": "hertz",
+    "khz": "kilohertz", "mhz": "megahertz", "ghz": "gigahertz", "newton metre": "newton*metre",
+    "newton metres": "newton*metre", "kbps": "kilobit/second",
+    "amp": "ampere", "amps": "ampere",  # pint reads attometres per second
     "mpg": "mile/gallon",
 }  # fmt: skip
 
