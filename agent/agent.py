@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary
 
 from ..errors import BadInput
@@ -154,7 +154,7 @@ class Agent:
                     await room.get("small")
                     steps = self._graph.astream({"trimtab_run": run_id}, stream_mode="custom")
                     async for event in steps:
-                        yield event
+                        yield cast("Event", event)
             yield Event("end", run_id, result=self.result(run_id))
 
     def result(self, run_id: str) -> Result:

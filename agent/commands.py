@@ -84,7 +84,7 @@ def run_task(args: argparse.Namespace) -> int:
 async def _follow(agent: Agent, task: str | None, resume: str | None, *, quiet: bool) -> Result:
     from ..errors import EngineError
 
-    show = (lambda thing: None) if quiet else _console()
+    show = _silence if quiet else _console()
     run_id, result = resume, None
     try:
         async for event in agent.stream(task, resume=resume):
@@ -96,11 +96,14 @@ async def _follow(agent: Agent, task: str | None, resume: str | None, *, quiet: 
                 show(result)
     except EngineError as error:
         if run_id is not None and error.fix is None:
-            error.add_note(f"trimtab run --resume {run_id}")
             print(f"trimtab: the run is kept: `trimtab run --resume {run_id}` goes on with it", file=sys.stderr)
         raise
     assert result is not None
     return result
+
+
+def _silence(thing: Any) -> None:
+    """Show nothing."""
 
 
 def _console() -> Callable[[Any], None]:

@@ -10,8 +10,8 @@
 
 A model event whose message has no calls carries the answer and ends the run.
 
-Events are JSON dictionaries. `replay(events)` is pure, so a run that was killed anywhere is continued from exactly
-where its last written event left it.
+Each says what the run had spent by then. Events are JSON dictionaries. `replay(events)` is pure, so a run that was
+killed anywhere is continued from exactly where its last written event left it.
 """
 
 from __future__ import annotations
@@ -103,15 +103,14 @@ def start(run_id: str, event: Json) -> RunState:
 
 def apply(state: RunState, event: Json) -> RunState:
     """The state after one more event."""
-    seconds = state.spent.seconds + event.get("elapsed", 0.0)
-    state = replace(state, seq=state.seq + 1, spent=replace(state.spent, seconds=seconds), stopped=None)
+    spent = Spent(**event["spent"]) if "spent" in event else state.spent
+    state = replace(state, seq=state.seq + 1, spent=spent, stopped=None)
     return _APPLY[event["kind"]](state, event)
 
 
 def _model(state: RunState, event: Json) -> RunState:
     step = Step.from_json(event["step"])
-    spent = replace(state.spent, steps=state.spent.steps + 1, tokens=state.spent.tokens + event["tokens"])
-    state = replace(state, steps=(*state.steps, step), spent=spent)
+    state = replace(state, steps=(*state.steps, step))
     assert step.route is not None
     if state.loop is not None and step.route.engine == "large":
         state = replace(state, loop=None, loop_escalated=True)
@@ -133,16 +132,14 @@ def _model(state: RunState, event: Json) -> RunState:
 
 
 def _call(state: RunState, event: Json) -> RunState:
-    spent = replace(state.spent, tool_calls=state.spent.tool_calls + 1)
-    return replace(_set(state, event["call_id"], started=True, interrupted=False), spent=spent)
+    return _set(state, event["call_id"], started=True, interrupted=False)
 
 
 def _result(state: RunState, event: Json) -> RunState:
     step = Step.from_json(event["step"])
     assert step.call_id is not None
     state = _set(state, step.call_id, message=Message.from_openai(event["message"]))
-    spent = replace(state.spent, steps=state.spent.steps + 1)
-    state = replace(state, steps=(*state.steps, step), spent=spent)
+    state = replace(state, steps=(*state.steps, step))
     if any(p.message is None for p in state.pending):
         return state
     # All results are in: the model sees them in the order of its calls, whichever came first.

@@ -13,10 +13,9 @@ import os
 import secrets
 import sqlite3
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from typing import Any
 from ..errors import BadInput, NotFound, TrimtabError
 from ..home import home
 from .events import RunState, apply, replay
+from .limits import Budget
 from .steps import Step
 
 SCHEMA = """
@@ -211,12 +211,12 @@ class Recorder:
     Args:
         journal: where events go.
         state: the run as the journal has it now.
+        budget: what the run has spent; its numbers go into every event.
     """
 
-    def __init__(self, journal: Journal, state: RunState) -> None:
-        self.journal, self.state = journal, state
+    def __init__(self, journal: Journal, state: RunState, budget: Budget) -> None:
+        self.journal, self.state, self.budget = journal, state, budget
         self._lock = asyncio.Lock()
-        self._last = time.monotonic()
 
     async def add(self, event: dict[str, Any]) -> Step | None:
         """Write one event, then move the state on. Steps get their index here; the step is returned.
@@ -225,10 +225,9 @@ class Recorder:
             BadInput, TrimtabError: as `Journal.append`; the state is then unchanged.
         """
         async with self._lock:
-            now = time.monotonic()
-            event = {**event, "elapsed": now - self._last}
+            event = {**event, "spent": asdict(self.budget.spent)}
             if "step" in event:
                 event["step"] = {**event["step"], "index": len(self.state.steps)}
             await self.journal.append(self.state.run_id, self.state.seq, event)
-            self.state, self._last = apply(self.state, event), now
+            self.state = apply(self.state, event)
             return self.state.steps[-1] if "step" in event else None

@@ -63,7 +63,7 @@ async def go_on(rt: Runtime, state: RunState) -> RunState:
         raise BadInput(
             f"the run was begun with tools this agent lacks: {', '.join(missing)}", where=f"run {state.run_id}"
         )
-    rec = Recorder(rt.journal(), state)
+    rec = Recorder(rt.journal(), state, Budget(rt.limits, state.spent))
     await rec.add({"kind": "resume"})
     return rec.state
 
@@ -85,28 +85,29 @@ async def tool_step(rt: Runtime, run_id: str, emit: Emit) -> RunState:
     return await _bounded(rt, run_id, emit, _settle_calls)
 
 
-Work = Callable[[Runtime, Recorder, Budget, Emit], Awaitable[None]]
+Work = Callable[[Runtime, Recorder, Emit], Awaitable[None]]
 
 
 async def _bounded(rt: Runtime, run_id: str, emit: Emit, work: Work) -> RunState:
     journal = rt.journal()
-    rec = Recorder(journal, await asyncio.to_thread(journal.state, run_id))
-    try:
-        with Budget(rt.limits, rec.state.spent) as budget:
-            await work(rt, rec, budget, emit)
-    except LimitExceeded as error:
-        if error.kind is None:
-            raise
-        kind: Any = error.kind
-        await rec.add(stop_event(Stop(kind, error.what, error.value, error.limit)))
+    state = await asyncio.to_thread(journal.state, run_id)
+    with Budget(rt.limits, state.spent) as budget:
+        rec = Recorder(journal, state, budget)
+        try:
+            await work(rt, rec, emit)
+        except LimitExceeded as error:
+            if error.kind is None:
+                raise
+            kind: Any = error.kind
+            await rec.add(stop_event(Stop(kind, error.what, error.value, error.limit)))
     return rec.state
 
 
 # --- model steps ---
 
 
-async def _ask_until_taken(rt: Runtime, rec: Recorder, budget: Budget, emit: Emit) -> None:
-    state = rec.state
+async def _ask_until_taken(rt: Runtime, rec: Recorder, emit: Emit) -> None:
+    state, budget = rec.state, rec.budget
     room = rt.room()
     # Whoever pins a profile needs no list of them: the engine itself refuses an unknown one.
     profiles = (
@@ -199,7 +200,6 @@ async def _record_attempt(rec: Recorder, attempt: Attempt, route: Route, accepte
         "message": attempt.message.to_openai(),
         "errors": list(attempt.errors),
         "accepted": accepted,
-        "tokens": attempt.tokens,
     }
     await _add(rec, event, emit)
 
@@ -249,7 +249,7 @@ def _tokens(usage: Usage, messages: Sequence[Message], specs: Sequence[Mapping[s
 # --- tool steps ---
 
 
-async def _settle_calls(rt: Runtime, rec: Recorder, budget: Budget, emit: Emit) -> None:
+async def _settle_calls(rt: Runtime, rec: Recorder, emit: Emit) -> None:
     # Nobody else acts on this run now, so a call begun without a result was cut off in a process that is gone.
     for pending in [p for p in rec.state.pending if p.started and p.message is None]:
         step = _tool_step(pending.call, 0.0, error=INTERRUPTED)
@@ -263,40 +263,40 @@ async def _settle_calls(rt: Runtime, rec: Recorder, budget: Budget, emit: Emit) 
         if tool is not None and tool.destructive and pending.interrupted:
             error = INTERRUPTED
         if error is not None:
-            budget.charge(steps=1)
+            rec.budget.charge(steps=1)
             await _refuse(rec, pending.call, error, emit)
         elif tool is not None and tool.destructive:
             # What came before it in the message must have happened, what comes after must find it done.
-            await _act(rt, rec, budget, emit, group)
-            await _act(rt, rec, budget, emit, [pending])
+            await _act(rt, rec, emit, group)
+            await _act(rt, rec, emit, [pending])
             group = []
         else:
             group.append(pending)
-    await _act(rt, rec, budget, emit, group)
+    await _act(rt, rec, emit, group)
 
 
-async def _act(rt: Runtime, rec: Recorder, budget: Budget, emit: Emit, group: Sequence[Pending]) -> None:
+async def _act(rt: Runtime, rec: Recorder, emit: Emit, group: Sequence[Pending]) -> None:
     """Run calls side by side. All of them end, and are written down, before an error of one is raised."""
     running = []
     spent: LimitExceeded | None = None
     for pending in group:
         try:
-            budget.check(steps=1, tool_calls=1)
+            rec.budget.check(steps=1, tool_calls=1)
         except LimitExceeded as error:
             spent = error
             break
-        budget.charge(steps=1, tool_calls=1)
-        running.append(_call(rt.tools[pending.call.name], pending.call, rec, budget, emit))
+        rec.budget.charge(steps=1, tool_calls=1)
+        running.append(_call(rt.tools[pending.call.name], pending.call, rec, emit))
     ended = await asyncio.gather(*running, return_exceptions=True)
-    for error in (*ended, spent):
-        if isinstance(error, BaseException):
-            raise error
+    for one in (*ended, spent):
+        if isinstance(one, BaseException):
+            raise one
 
 
-async def _call(tool: Tool, call: ToolCall, rec: Recorder, budget: Budget, emit: Emit) -> None:
+async def _call(tool: Tool, call: ToolCall, rec: Recorder, emit: Emit) -> None:
     await rec.add({"kind": "call", "call_id": call.id})
     began = time.monotonic()
-    result = await _in_time(budget, tool.call(call.arguments))
+    result = await _in_time(rec.budget, tool.call(call.arguments))
     step = _tool_step(call, time.monotonic() - began, error=result.error, result=result.content, ok=result.ok)
     message = Message("tool", result.content, tool_call_id=call.id)
     await _add(rec, {"kind": "result", "step": step.to_json(), "message": message.to_openai()}, emit)

@@ -79,9 +79,9 @@ def save(model: Any, directory: Path, provenance: dict[str, Any]) -> None:
         "chars": list(chars.get_feature_names_out()),
         "provenance": provenance,
     }
-    write_atomic(
-        directory / "router.safetensors", safetensors_bytes({k: v.astype(np.float32) for k, v in tensors.items()})
-    )
+    # scikit-learn's arrays may lie column by column, and safetensors writes memory as it lies.
+    plain = {name: np.ascontiguousarray(tensor, np.float32) for name, tensor in tensors.items()}
+    write_atomic(directory / "router.safetensors", safetensors_bytes(plain))
     write_atomic(directory / "router.json", json.dumps(about, ensure_ascii=False) + "\n")
 
 

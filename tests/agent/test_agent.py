@@ -1,0 +1,468 @@
+"""One run under control: every answer of the model is given, everything else is real."""
+
+import asyncio
+import threading
+import time
+from decimal import Decimal
+
+import pytest
+from trimtab.agent import Agent, Journal, Limits, RoutingPolicy
+from trimtab.agent.testing import ReplayEngine, call, calls
+from trimtab.errors import BadInput, EngineRefused, EngineUnavailable, LimitExceeded, NotFound, TrimtabError
+from trimtab.models.chat import Message, Reply, Usage
+from trimtab.models.price import Price
+from trimtab.tools import tool
+
+
+@tool
+def add(a: int, b: int) -> dict[str, int]:
+    """Add two numbers."""
+    return {"sum": a + b}
+
+
+@tool
+def fail() -> None:
+    """Fail."""
+    raise RuntimeError("the roof is leaking")
+
+
+FAMILY = RoutingPolicy({"sums": ("add", "fail")})
+
+
+def agent(script, *, tools=(add,), large=None, **options) -> Agent:
+    engine = script if isinstance(script, ReplayEngine) else ReplayEngine(script)
+    options.setdefault("policy", FAMILY)
+    return Agent(tools, engine=engine, large=large, journal=Journal(":memory:"), **options)
+
+
+def kinds(result) -> list[str]:
+    return [step.tool or step.route.engine for step in result.steps]
+
+
+async def test_an_answer_without_calls_ends_the_run():
+    result = await agent(["Good morning."]).arun("hello")
+    assert result.answer == "Good morning."
+    assert result.stopped is None
+    assert len(result.steps) == 1
+
+
+async def test_results_go_back_as_tool_messages_and_the_conversation_has_no_system_message():
+    engine = ReplayEngine([call("add", a=2, b=3), "5"])
+    result = await agent(engine).arun("two and three")
+    assert result.answer == "5"
+    first, second = engine.requests
+    assert [m.role for m in first.messages] == ["user"]
+    assert first.tools == (add.spec(),)
+    assert [m.role for m in second.messages] == ["user", "assistant", "tool"]
+    assert second.messages[2].content == '{"sum": 5}'
+    assert second.messages[2].tool_call_id == second.messages[1].tool_calls[0].id
+    assert result.steps[1].arguments == {"a": 2, "b": 3}
+    assert result.steps[1].ok
+
+
+async def test_instructions_become_the_system_message():
+    engine = ReplayEngine(["ok"])
+    await agent(engine, instructions="Be brief.").arun("hello")
+    assert [(m.role, m.content) for m in engine.requests[0].messages] == [("system", "Be brief."), ("user", "hello")]
+
+
+async def test_plain_functions_are_tools():
+    def shout(text: str) -> str:
+        """Say it loudly."""
+        return text.upper()
+
+    result = await agent([call("shout", text="hey"), "HEY"], tools=[shout]).arun("shout hey")
+    assert result.steps[1].result == '"HEY"'
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "says"),
+    [
+        ("add", '{"a": 1, "b"', "JSON"),
+        ("add", "false", "object"),
+        ("add", '{"a": 1}', "b"),
+        ("add", '{"a": "one", "b": 2}', "a"),
+        ("add", '{"a": 1, "b": 2, "c": 3}', "c"),
+        ("subtract", '{"a": 1, "b": 2}', "unknown tool 'subtract'"),
+    ],
+)
+async def test_an_invalid_call_is_shown_its_error_and_repaired(name, arguments, says):
+    engine = ReplayEngine([calls((name, arguments)), call("add", a=1, b=2), "3"])
+    result = await agent(engine).arun("one and two")
+    assert result.answer == "3"
+    shown = engine.requests[1].messages[-1]
+    assert shown.role == "tool"
+    assert shown.content.startswith('{"error": ')
+    assert says in shown.content
+    assert says in result.steps[0].error
+    # Engines read arguments as JSON objects: a broken text is never sent again, but the trajectory keeps it.
+    assert engine.requests[1].messages[-2].tool_calls[0].arguments in ("{}", arguments)
+    assert result.steps[0].calls[0].arguments == arguments
+    assert [step.ok for step in result.steps if step.kind == "tool"] == [False, True]
+
+
+async def test_a_call_left_in_the_text_is_an_invalid_call_not_an_answer():
+    broken = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": </tool_call>'
+    result = await agent([broken, call("add", a=1, b=2), "3"]).arun("one and two")
+    assert result.answer == "3"
+    assert result.steps[1].tool == "add"
+    assert not result.steps[1].ok
+
+
+async def test_valid_calls_beside_an_invalid_one_run():
+    engine = ReplayEngine([calls(("add", {"a": 1, "b": 1}), ("nope", {})), "2"])
+    result = await agent(engine).arun("go")
+    assert [m.content[:8] for m in engine.requests[1].messages[2:]] == ['{"sum": ', '{"error"']
+    assert result.answer == "2"
+
+
+async def test_still_invalid_after_one_repair_goes_to_the_large_engine_which_sees_no_broken_attempt():
+    large = ReplayEngine([call("add", a=1, b=2)], model="big")
+    small = ReplayEngine([calls(("add", "{")), calls(("add", "{{")), "3"], profiles=["sums"])
+    result = await agent(small, large=large).arun("one and two")
+    assert result.answer == "3"
+    assert kinds(result) == ["small", "add", "small", "large", "add", "small"]
+    assert "still invalid after one repair" in result.steps[3].route.reason
+    assert result.steps[3].model == "big"
+    assert [m.role for m in large.requests[0].messages] == ["user"]
+    assert [m.role for m in small.requests[2].messages] == ["user", "assistant", "tool"]
+
+
+async def test_still_invalid_without_large_engine_stops_and_loses_nothing():
+    result = await agent([calls(("add", "{")), calls(("add", "{"))]).arun("one and two")
+    assert result.answer == ""
+    assert result.stopped.kind == "invalid"
+    assert "no large engine" in result.stopped.reason
+    assert kinds(result) == ["small", "add", "small"]
+    with pytest.raises(TrimtabError, match="still invalid"):
+        result.raise_for_stop()
+
+
+async def test_the_large_engine_may_repair_its_own_call_once():
+    small = ReplayEngine([calls(("add", "{")), calls(("add", "{")), "3"], profiles=["sums"])
+    large = ReplayEngine([calls(("add", "[")), call("add", a=1, b=2)])
+    result = await agent(small, large=large).arun("one and two")
+    assert result.answer == "3"
+    assert kinds(result) == ["small", "add", "small", "large", "add", "large", "add", "small"]
+
+
+async def test_an_empty_answer_goes_to_the_large_engine():
+    result = await agent(
+        ReplayEngine([Message("assistant", "  ")], profiles=["sums"]), large=ReplayEngine(["42"])
+    ).arun("what is it?")
+    assert result.answer == "42"
+    assert "empty" in result.steps[1].route.reason
+    assert result.steps[0].error == "the answer was empty"
+
+
+async def test_two_empty_answers_stop():
+    result = await agent(ReplayEngine([""], profiles=["sums"]), large=ReplayEngine([""])).arun("what is it?")
+    assert result.stopped.kind == "empty"
+
+
+async def test_a_loop_goes_to_the_large_engine_once_and_then_stops():
+    small = ReplayEngine(lambda request: call("add", a=1, b=1), profiles=["sums"])
+    large = ReplayEngine(lambda request: call("add", b=1, a=1))
+    result = await agent(small, large=large).arun("one and one")
+    assert result.stopped.kind == "loop"
+    assert "add" in result.stopped.reason
+    assert len(large.requests) == 1
+    assert kinds(result) == ["small", "add"] * 3 + ["large", "add"]
+
+
+async def test_a_loop_that_the_large_engine_ends_comes_to_an_answer():
+    small = ReplayEngine(lambda request: call("add", a=1, b=1), profiles=["sums"])
+    result = await agent(small, large=ReplayEngine(["2"])).arun("one and one")
+    assert result.answer == "2"
+    assert "three times" in result.steps[-1].route.reason
+
+
+async def test_a_loop_without_large_engine_stops():
+    result = await agent(ReplayEngine(lambda request: call("fail")), tools=[fail]).arun("go")
+    assert result.stopped.kind == "loop"
+    assert kinds(result) == ["small", "fail"] * 3
+
+
+async def test_the_same_call_with_new_results_is_no_loop():
+    count = iter(range(100))
+
+    def tick() -> int:
+        """Count."""
+        return next(count)
+
+    result = await agent([*[call("tick")] * 6, "six"], tools=[tick]).arun("count to six")
+    assert result.answer == "six"
+
+
+async def test_a_raising_tool_is_shown_to_the_model():
+    engine = ReplayEngine([call("fail"), "It failed."])
+    result = await agent(engine, tools=[fail]).arun("go")
+    assert "the roof is leaking" in engine.requests[1].messages[-1].content
+    assert result.steps[1].error is not None
+    assert result.answer == "It failed."
+
+
+async def test_a_huge_result_is_cut():
+    def dump() -> str:
+        """Give ten megabytes."""
+        return "x" * 10_000_000
+
+    engine = ReplayEngine([call("dump"), "much"])
+    result = await agent(engine, tools=[dump]).arun("go")
+    assert len(engine.requests[1].messages[-1].content) < 100_000
+    assert result.answer == "much"
+
+
+async def test_calls_of_one_message_run_side_by_side_and_answer_in_order():
+    both = threading.Barrier(2, timeout=10)
+
+    def meet(name: str) -> str:
+        """Wait for the other one."""
+        both.wait()
+        time.sleep(0.2 if name == "a" else 0)
+        return name
+
+    engine = ReplayEngine([calls(("meet", {"name": "a"}), ("meet", {"name": "b"})), "met"])
+    result = await agent(engine, tools=[meet]).arun("meet")
+    assert [m.content for m in engine.requests[1].messages[2:]] == ['"a"', '"b"']
+    assert all(step.ok for step in result.steps if step.kind == "tool")
+    assert [step.arguments["name"] for step in result.steps if step.kind == "tool"] == ["b", "a"]
+
+
+async def test_a_destructive_call_keeps_its_place():
+    log = []
+
+    async def slow(n: int) -> None:
+        """Write a number down, slowly."""
+        await asyncio.sleep(0.05)
+        log.append(n)
+
+    @tool(destructive=True)
+    async def wipe() -> None:
+        """Forget everything."""
+        log.append("wipe")
+
+    script = [calls(("slow", {"n": 1}), ("slow", {"n": 2}), ("wipe", {}), ("slow", {"n": 3})), "done"]
+    await agent(script, tools=[slow, wipe]).arun("go")
+    assert set(log[:2]) == {1, 2}
+    assert log[2:] == ["wipe", 3]
+
+
+async def test_call_ids_are_made_unique():
+    engine = ReplayEngine([call("add", a=1, b=1), calls(("add", {"a": 2, "b": 2}), ("add", {"a": 3, "b": 3})), "ok"])
+    await agent(engine).arun("go")
+    ids = [c.id for m in engine.requests[2].messages for c in m.tool_calls]
+    assert len(set(ids)) == 3
+    assert [m.tool_call_id for m in engine.requests[2].messages if m.role == "tool"] == ids
+
+
+# --- limits ---
+
+
+@pytest.mark.parametrize(
+    ("limits", "kind", "limit"),
+    [
+        (Limits(steps=3), "steps", 3),
+        (Limits(tool_calls=1), "tool_calls", 1),
+        (Limits(tokens=25), "tokens", 25),
+        (Limits(seconds=0.3), "seconds", 0.3),
+    ],
+)
+async def test_limits_stop_a_run_and_keep_what_was_done(limits, kind, limit):
+    numbers = iter(range(1000))
+
+    async def script(request):
+        await asyncio.sleep(0.1)
+        return call("add", a=next(numbers), b=0)
+
+    engine = ReplayEngine(script, usage=Usage(9, 2))
+    result = await agent(engine, limits=limits).arun("count")
+    assert result.stopped.kind == kind
+    assert result.stopped.limit == limit
+    assert result.stopped.value >= limit or kind in ("steps", "tool_calls")
+    assert result.steps
+    with pytest.raises(LimitExceeded) as raised:
+        result.raise_for_stop()
+    assert (raised.value.kind, raised.value.limit) == (kind, limit)
+
+
+async def test_a_hanging_engine_and_a_hanging_tool_end_with_the_time():
+    async def hang(request):
+        await asyncio.sleep(60)
+
+    began = time.monotonic()
+    result = await agent(ReplayEngine(hang), limits=Limits(seconds=0.2)).arun("go")
+    assert result.stopped.kind == "seconds"
+
+    async def sleep() -> None:
+        """Sleep."""
+        await asyncio.sleep(60)
+
+    result = await agent([call("sleep")], tools=[sleep], limits=Limits(seconds=0.2)).arun("go")
+    assert result.stopped.kind == "seconds"
+    assert time.monotonic() - began < 10
+
+
+async def test_tokens_that_nobody_counted_are_bounded_by_bytes():
+    numbers = iter(range(1000))
+    engine = ReplayEngine(lambda request: call("add", a=next(numbers), b=0))
+    result = await agent(engine, limits=Limits(tokens=1500)).arun("count")
+    assert result.stopped.kind == "tokens"
+    assert result.usage == Usage(None, None, None)
+
+
+async def test_a_stopped_run_goes_on_with_a_higher_limit():
+    journal = Journal(":memory:")
+    engine = ReplayEngine([call("add", a=1, b=1), "2"])
+    policy = RoutingPolicy()
+    short = Agent([add], engine=engine, journal=journal, policy=policy, limits=Limits(steps=2))
+    stopped = await short.arun("one and one")
+    assert stopped.stopped.kind == "steps"
+    result = await Agent([add], engine=engine, journal=journal, policy=policy).arun(resume=stopped.run_id)
+    assert result.answer == "2"
+    assert result.stopped is None
+    assert result.steps[:2] == stopped.steps
+
+
+# --- routes ---
+
+
+async def test_the_family_of_the_tools_gives_the_profile():
+    engine = ReplayEngine(["ok"], profiles=["sums"])
+    result = await agent(engine, policy=FAMILY).arun("one and one")
+    route = result.steps[0].route
+    assert (route.profile, route.engine, route.tools) == ("sums", "small", ("add",))
+    assert engine.requests[0].profile == "sums"
+    assert result.receipts[0].profile == "sums"
+
+
+async def test_a_profile_by_name_is_taken_and_never_handed_on():
+    small, large = ReplayEngine(["", "x"], profiles=["other"]), ReplayEngine(["never"])
+    result = await agent(small, large=large, policy=FAMILY, profile="other").arun("one and one")
+    assert result.steps[0].route.reason == "profile other was asked for"
+    assert result.stopped.kind == "empty"
+    assert "asked for" in result.stopped.reason
+    assert not large.requests
+
+
+async def test_an_unknown_profile_is_an_error_before_any_tool_acts():
+    with pytest.raises(NotFound, match="nope"):
+        await agent(["x"], profile="nope").arun("hello")
+
+
+async def test_a_label_narrows_the_tools_and_other_goes_to_the_large_engine():
+    tools = [add, fail]
+    policy = RoutingPolicy({"sums": ("add",), "ruin": ("fail",)}, lambda text: ("sums", 0.9))
+    engine = ReplayEngine(["ok"], profiles=["sums", "ruin"])
+    result = await agent(engine, tools=tools, policy=policy).arun("one and one")
+    assert result.steps[0].route.confidence == 0.9
+    assert engine.requests[0].tools == (add.spec(),)
+    unsure = RoutingPolicy(policy.families, lambda text: ("sums", 0.5))
+    large = ReplayEngine(["big"])
+    result = await agent(engine, tools=tools, large=large, policy=unsure).arun("one and one")
+    assert result.answer == "big"
+    assert large.requests[0].tools == (add.spec(), fail.spec())
+    assert "0.50 < 0.60" in result.steps[0].route.reason
+
+
+# --- money ---
+
+
+async def test_cost_and_usage_add_up_and_unknown_stays_unknown():
+    prices = {"replay": Price(input=Decimal("0.01"), output=Decimal("0.1"))}
+    script = [call("add", a=1, b=1), "2"]
+    priced = await agent(ReplayEngine(script, usage=Usage(10, 2, 0)), prices=prices).arun("go")
+    assert priced.usage == Usage(20, 4, 0)
+    assert priced.cost.usd == Decimal("0.6")
+    assert priced.to_json()["cost"] == priced.cost.as_dict()
+    unpriced = await agent(ReplayEngine(script, usage=Usage(10, 2)), prices={}).arun("go")
+    assert unpriced.cost is None
+    half = Reply(Message("assistant", "2"), "stop", Usage(), 0.1)
+    unknown = await agent(ReplayEngine([script[0], half], usage=Usage(10, 2)), prices=prices).arun("go")
+    assert unknown.usage == Usage(None, None, None)
+    assert unknown.cost is None
+
+
+# --- the ways to run ---
+
+
+async def test_stream_yields_every_step_as_it_ends_and_the_result_last():
+    events = [event async for event in agent([call("add", a=1, b=1), "2"]).stream("go")]
+    assert [event.kind for event in events] == ["start", "step", "step", "step", "end"]
+    assert [event.step.index for event in events[1:4]] == [0, 1, 2]
+    assert events[-1].result.steps == tuple(event.step for event in events[1:4])
+
+
+def test_run_works_without_and_within_a_running_loop():
+    one = agent(["a", "b"])
+    assert one.run("x").answer == "a"
+
+    async def inside():
+        return await asyncio.to_thread(one.run, "y")
+
+    assert asyncio.run(inside()).answer == "b"
+
+
+async def test_an_agent_is_a_tool_of_another_and_shares_its_budget():
+    inner = agent([call("add", a=1, b=1), "2"])
+
+    @tool
+    async def ask(question: str) -> str:
+        """Ask a colleague."""
+        return (await inner.arun(question)).answer
+
+    roomy = await agent([call("ask", question="1+1?"), "2"], tools=[ask]).arun("ask")
+    assert roomy.answer == "2"
+    inner = agent([call("add", a=1, b=1), "2"])
+    tight = await agent([call("ask", question="1+1?"), "2"], tools=[ask], limits=Limits(steps=4)).arun("ask")
+    assert tight.stopped.kind == "steps"
+
+
+async def test_many_runs_of_one_agent_at_once_do_not_mix():
+    async def script(request):
+        await asyncio.sleep(0.01)
+        n = int(request.messages[0].content)
+        return call("add", a=n, b=n) if len(request.messages) == 1 else request.messages[-1].content
+
+    one = agent(ReplayEngine(script))
+    results = await asyncio.gather(*(one.arun(str(n)) for n in range(20)))
+    assert [r.answer for r in results] == [f'{{"sum": {2 * n}}}' for n in range(20)]
+    assert len({r.run_id for r in results}) == 20
+
+
+async def test_engines_given_as_objects_are_not_closed():
+    engine = ReplayEngine(["a"])
+    async with agent(engine) as one:
+        await one.arun("x")
+    assert not engine.closed
+
+
+async def test_an_engine_error_is_raised_and_the_run_can_be_resumed():
+    journal = Journal(":memory:")
+    broken = ReplayEngine([call("add", a=1, b=1), EngineUnavailable("it went away")])
+    with pytest.raises(EngineUnavailable):
+        await Agent([add], engine=broken, journal=journal, policy=RoutingPolicy()).arun("go")
+    run_id = journal.runs()[0].run_id
+    assert journal.runs()[0].status == "open"
+    engine = ReplayEngine(["2"])
+    result = await Agent([add], engine=engine, journal=journal, policy=RoutingPolicy()).arun(resume=run_id)
+    assert result.answer == "2"
+    assert [m.role for m in engine.requests[0].messages] == ["user", "assistant", "tool"]
+
+
+async def test_bad_input():
+    with pytest.raises(BadInput, match="no task"):
+        await agent(["x"]).arun("  ")
+    with pytest.raises(NotFound, match="no run"):
+        await agent(["x"]).arun(resume="20260101-000000-abcdef")
+    with pytest.raises(BadInput, match="two tools"):
+        agent(["x"], tools=[add, add])
+    with pytest.raises(BadInput, match="limit"):
+        Limits(steps=-1)
+    with pytest.raises(EngineRefused):
+        await agent([EngineRefused("too long")]).arun("x")
+    one = agent(["x"])
+    done = await one.arun("x")
+    with pytest.raises(BadInput, match="another task"):
+        await one.arun("y", resume=done.run_id)
+    assert await one.arun(resume=done.run_id) == done

@@ -1,0 +1,96 @@
+import asyncio
+import sqlite3
+import subprocess
+import sys
+import threading
+
+import pytest
+from trimtab.agent import Agent, Journal, RoutingPolicy
+from trimtab.agent.testing import ReplayEngine, call
+from trimtab.errors import BadInput, NotFound, TrimtabError
+from trimtab.tools import tool
+
+
+@tool
+def one() -> int:
+    """Give one."""
+    return 1
+
+
+def agent(journal, script=("1",)) -> Agent:
+    return Agent([one], engine=ReplayEngine(script), journal=journal, policy=RoutingPolicy())
+
+
+def test_runs_are_listed_newest_first_and_only_the_owner_reads_the_file(tmp_path):
+    journal = Journal(tmp_path / "deep" / "journal.db")
+    results = [agent(journal, [call("one"), str(n)]).run(f"task {n}") for n in range(3)]
+    lines = journal.runs(2)
+    assert [line.task for line in lines] == ["task 2", "task 1"]
+    assert [(line.status, line.steps, line.answer) for line in lines] == [("done", 3, "2"), ("done", 3, "1")]
+    assert journal.path.stat().st_mode & 0o077 == 0
+    again = Journal(journal.path)
+    assert agent(again).result(results[0].run_id) == results[0]
+
+
+def test_nothing_written_can_be_changed(tmp_path):
+    journal = Journal(tmp_path / "journal.db")
+    agent(journal).run("x")
+    with sqlite3.connect(journal.path) as db:
+        for statement in ("UPDATE events SET event = '{}'", "DELETE FROM events"):
+            with pytest.raises(sqlite3.IntegrityError, match="append only"):
+                db.execute(statement)
+
+
+def test_it_keeps_no_pickle(tmp_path):
+    journal = Journal(tmp_path / "journal.db")
+    agent(journal, [call("one"), "1"]).run("x")
+    with sqlite3.connect(journal.path) as db:
+        assert {type(row[0]) for row in db.execute("SELECT event FROM events")} == {str}
+
+
+def test_unknown_run_wrong_file_and_newer_format(tmp_path):
+    with pytest.raises(NotFound, match="no run 'x'"):
+        Journal(tmp_path / "journal.db").events("x")
+    (tmp_path / "text").write_text("this is not a database, whatever its name says " * 40)
+    with pytest.raises(TrimtabError, match="not a database"):
+        Journal(tmp_path / "text")
+    with sqlite3.connect(tmp_path / "new.db") as db:
+        db.execute("PRAGMA user_version=99")
+    with pytest.raises(BadInput, match="format 99"):
+        Journal(tmp_path / "new.db")
+
+
+def test_many_threads_and_journals_write_to_one_file(tmp_path):
+    path = tmp_path / "journal.db"
+    errors = []
+
+    def work(n):
+        try:
+            asyncio.run(agent(Journal(path), [call("one"), str(n)]).arun(f"task {n}"))
+        except TrimtabError as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert {(line.status, line.steps) for line in Journal(path).runs()} == {("done", 3)}
+
+
+def test_two_writers_of_one_run_cannot_both_go_on(tmp_path):
+    journal = Journal(tmp_path / "journal.db")
+    run_id = asyncio.run(journal.begin({"kind": "start", "task": "x", "messages": [], "about": {}}))
+    asyncio.run(journal.append(run_id, 1, {"kind": "resume"}))
+    with pytest.raises(BadInput, match="another process"):
+        asyncio.run(Journal(journal.path).append(run_id, 1, {"kind": "resume"}))
+
+
+def test_importing_the_agent_is_light():
+    code = (
+        "import sys, trimtab.agent, trimtab.agent.commands;"
+        "print([m for m in ('torch', 'langgraph', 'sklearn', 'pydantic', 'numpy', 'httpx') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "[]", done.stderr

@@ -1,0 +1,112 @@
+"""The policy played through by hand: no engine, no agent."""
+
+import pytest
+from trimtab.agent import Halt, Outcome, RoutingPolicy, Situation, default_policy
+from trimtab.tools.builtin import FAMILIES
+
+TOOLS = tuple(name for names in FAMILIES.values() for name in names)
+READY = frozenset({"calc", "office"})
+GOOD, BAD, EMPTY = Outcome("good"), Outcome("invalid", "no such tool"), Outcome("empty", "the answer was empty")
+
+
+def play(policy, situation, *outcomes):
+    """The routes, then what the flow returned; `...` if it waits for more."""
+    flow = policy.flow(situation)
+    said = []
+    try:
+        said.append(next(flow))
+        for outcome in outcomes:
+            said.append(flow.send(outcome))
+    except StopIteration as end:
+        return said, end.value
+    return said, ...
+
+
+def says(label, confidence=0.95):
+    return RoutingPolicy(FAMILIES, lambda text: (label, confidence))
+
+
+def test_the_order_of_the_rules():
+    def never(text):
+        raise AssertionError("the classifier was asked")
+
+    policy = RoutingPolicy(FAMILIES, never)
+    (route,), end = play(policy, Situation("x", TOOLS, READY, pinned="terse@2"), GOOD)
+    assert (route.profile, route.engine, end) == ("terse@2", "small", None)
+    (route,), _ = play(policy, Situation("x", FAMILIES["calc"][:2], READY), GOOD)
+    assert (route.profile, route.tools) == ("calc", FAMILIES["calc"][:2])
+    assert "family calc" in route.reason
+    (route,), _ = play(says("office"), Situation("x", TOOLS, READY), GOOD)
+    assert (route.profile, route.tools, route.confidence) == ("office", FAMILIES["office"], 0.95)
+
+
+@pytest.mark.parametrize("policy", [says("other"), says("calc", 0.59), RoutingPolicy(FAMILIES)])
+@pytest.mark.parametrize("has_large", [True, False])
+def test_what_fits_nowhere_goes_to_the_large_engine_or_the_base_model(policy, has_large):
+    (route,), _ = play(policy, Situation("x", TOOLS, READY, has_large), GOOD)
+    assert route.profile is None
+    assert route.tools == TOOLS
+    assert route.engine == ("large" if has_large else "small")
+    assert has_large or "base model" in route.reason
+
+
+def test_a_profile_that_the_engine_lacks_is_not_asked_for():
+    (route,), _ = play(says("calc"), Situation("x", TOOLS, frozenset({"office"})), GOOD)
+    assert route.profile is None
+    assert "no profile calc" in route.reason
+
+
+def test_tools_of_no_family_are_never_hidden():
+    (route,), _ = play(says("calc"), Situation("x", (*TOOLS, "mine"), READY), GOOD)
+    assert set(route.tools) == {*FAMILIES["calc"], "mine"}
+    (route,), _ = play(says("calc"), Situation("x", ("mine",), READY), GOOD)
+    assert route.profile is None
+
+
+def test_a_pinned_variant_is_offered_its_familys_tools():
+    (route,), _ = play(says("other"), Situation("x", TOOLS, READY, pinned="calc-terse"), GOOD)
+    assert route.tools == FAMILIES["calc"]
+
+
+def test_escalation():
+    calc = Situation("x", TOOLS, READY, True)
+    repair = Situation("x", TOOLS, READY, True, invalid_by="small")
+    assert play(says("calc"), calc, BAD)[1] is None  # shown its error first
+    routes, end = play(says("calc"), repair, BAD, GOOD)
+    assert [r.engine for r in routes] == ["small", "large"]
+    assert end is None
+    routes, end = play(says("calc"), calc, EMPTY, EMPTY)
+    assert end.kind == "empty"
+    (route,), end = play(says("calc"), Situation("x", TOOLS, READY, True, invalid_by="large"), BAD)
+    assert route.engine == "large"
+    assert end.kind == "invalid"
+    (route,), end = play(says("calc"), Situation("x", TOOLS, READY, True, loop="weekday"), GOOD)
+    assert "weekday" in route.reason
+    assert end is None
+
+
+@pytest.mark.parametrize(
+    "situation",
+    [
+        Situation("x", TOOLS, READY, True, loop="weekday", loop_escalated=True),
+        Situation("x", TOOLS, READY, False, loop="weekday"),
+        Situation("x", TOOLS, READY, True, pinned="calc", loop="weekday"),
+    ],
+)
+def test_a_loop_stops_before_anything_is_asked(situation):
+    routes, end = play(says("calc"), situation)
+    assert routes == []
+    assert isinstance(end, Halt)
+    assert "weekday" in end.reason
+
+
+def test_without_large_engine_the_second_invalid_call_stops():
+    _, end = play(says("calc"), Situation("x", TOOLS, READY, invalid_by="small"), BAD)
+    assert (
+        end == Halt("invalid", "still invalid after one repair: no such tool; and there is no large engine to ask")
+        or "no large engine" in end.reason
+    )
+
+
+def test_the_default_policy_knows_the_families():
+    assert default_policy().families == FAMILIES
