@@ -1,7 +1,7 @@
 """Model cards: which model is meant, where it lies, and which bytes it is made of.
 
-A model is named by an embedded name (`trimtab-nano`, `trimtab-large`) or by the path of a folder that holds a Hugging Face
-causal language model with safetensors weights. Code that comes with a model is never run.
+A model is named by an embedded name (`trimtab-nano`, `trimtab-large`) or by the path of a folder that holds a Hugging
+Face causal language model with safetensors weights. Code that comes with a model is never run.
 """
 
 from __future__ import annotations

@@ -11,13 +11,19 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     serve = subparsers.add_parser(
         "serve",
         help="serve a model and its profiles over HTTP, OpenAI-compatible",
-        description="Starts vLLM with steering and stays in the foreground; Ctrl-C stops it. Every profile is a model id.",
+        description="Runs vLLM with steering in the foreground; Ctrl-C stops it. Every profile is a model id.",
     )
     serve.add_argument("--model", default=None, help="embedded name or folder (default: trimtab-nano)")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    serve.add_argument("--port", type=int, default=8000, help="port to listen on; 0 for any free one (default: %(default)s)")
     serve.add_argument(
-        "--profiles", nargs="+", metavar="DIR", default=[], help="folders of profiles, besides yours and the shipped ones"
+        "--port", type=int, default=8000, help="port to listen on; 0 for any free one (default: %(default)s)"
+    )
+    serve.add_argument(
+        "--profiles",
+        nargs="+",
+        metavar="DIR",
+        default=[],
+        help="folders of profiles, besides yours and the shipped ones",
     )
     serve.set_defaults(handler=_serve)
 

@@ -81,7 +81,9 @@ def _packages() -> Iterator[Finding]:
     if version.startswith(SUPPORTED):
         yield Finding("vllm", "ok", version)
     else:
-        yield Finding("vllm", "broken", f"{version}, steering knows {SUPPORTED}x", "Install trimtab[cpu] or trimtab[cuda]")
+        yield Finding(
+            "vllm", "broken", f"{version}, steering knows {SUPPORTED}x", "Install trimtab[cpu] or trimtab[cuda]"
+        )
 
 
 def _torchvision(name: str, error: str) -> Finding:
@@ -115,13 +117,17 @@ def _processor() -> Iterator[Finding]:
     flags = set()
     try:
         text = Path("/proc/cpuinfo").read_text()
-        flags = set(next((line.partition(":")[2] for line in text.splitlines() if line.startswith("flags")), "").split())
+        flags = set(
+            next((line.partition(":")[2] for line in text.splitlines() if line.startswith("flags")), "").split()
+        )
     except OSError:
         pass
     known = [f for f in ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16") if f in flags]
     yield Finding("processor", "ok", f"{os.cpu_count()} cores, {platform.machine()}, {' '.join(known) or 'no AVX'}")
     if "amx_tile" in flags:
-        detail = "AMX is there; servers run in float32, with the vec kernel: the AMX one (bfloat16) dies at random with LoRA"
+        detail = (
+            "AMX is there; servers run in float32, with the vec kernel: the AMX one (bfloat16) dies at random with LoRA"
+        )
     else:
         detail = "no AMX; servers run in float32, with the vec kernel"
     yield Finding("attention kernel", "ok", detail)
@@ -148,7 +154,9 @@ def _room() -> Iterator[Finding]:
         probe.write_text("")
         probe.unlink()
     except OSError as error:
-        yield Finding("disk", "broken", f"{folder} cannot be written ({error.strerror})", "Set TRIMTAB_HOME to a folder of yours")
+        yield Finding(
+            "disk", "broken", f"{folder} cannot be written ({error.strerror})", "Set TRIMTAB_HOME to a folder of yours"
+        )
         return
     room = shutil.disk_usage(folder).free / 1e9
     status: Status = "ok" if room > NEEDED_GB else "warn" if room > 0.2 else "broken"
@@ -213,7 +221,7 @@ def _profiles_of(card: ModelCard) -> Iterator[Finding]:
         elif profile.base_model == card.name and profile.base_sha256 != card.sha256:
             yield Finding(
                 f"profile {profile.id}", "broken",
-                f"made for other weights of {card.name} ({profile.base_sha256[:12]})", "Learn it again on these weights",
+                f"made for other weights of {card.name} ({profile.base_sha256[:12]})", "Learn it again on them",
             )  # fmt: skip
         elif profile.base_sha256 == card.sha256:
             good += 1
@@ -230,7 +238,7 @@ def _servers() -> Iterator[Finding]:
 
 
 def _server(server: RunningServer) -> Iterator[Finding]:
-    """Whether a running server answers, and whether each of its live profiles really changes the base model's answers."""
+    """Whether a running server answers, and whether each of its live profiles changes the base model's answers."""
     import asyncio
 
     name = f"server {server.url}"
@@ -243,7 +251,9 @@ def _server(server: RunningServer) -> Iterator[Finding]:
     yield Finding(name, "ok", f"{server.model} (pid {server.pid}); live: {', '.join(live) or 'no profiles'}")
     for profile, why in dead.items():
         if why is not None:
-            yield Finding(f"profile {profile} at {server.url}", "broken", why, "Unload and load it again, or restart the server")
+            yield Finding(
+                f"profile {profile} at {server.url}", "broken", why, "Unload and load it again, or restart the server"
+            )
 
 
 async def _not_live(server: RunningServer) -> dict[str, str | None]:

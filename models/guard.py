@@ -1,14 +1,15 @@
-"""The process between Trimtab and a server it starts: whatever happens to either side, no process of the server is left.
+"""The process between Trimtab and a server it starts: whatever happens to either side, nothing of the server is left.
 
-Run by path with the standard library alone: `python -I -S guard.py FD GRACE COMMAND...`. It stands at the head of its own
-session and process group, starts the command, writes the command's pid to the socket FD and then waits:
+Run by path with the standard library alone: `python -I -S guard.py FD GRACE COMMAND...`. It stands at the head of its
+own session and process group, starts the command, writes the command's pid to the socket FD and then waits:
 
-- the command ends by itself, or is killed: what it left behind (vLLM's engine core) is killed, the exit status passed on;
+- the command ends by itself, or is killed: what it left behind (vLLM's engine core) is killed, the exit status passed
+  on;
 - SIGTERM or SIGINT comes, or the other end of FD closes because the starting process is gone, `kill -9` included: the
   command gets SIGTERM, after GRACE seconds SIGKILL, and then the same.
 
-On Linux it is the subreaper of its descendants, so that a grandchild whose parent died is still found. A death signal tied to
-the starting *thread* (PR_SET_PDEATHSIG alone) would take the server down with a mere worker thread.
+On Linux it is the subreaper of its descendants, so that a grandchild whose parent died is still found. A death signal
+tied to the starting *thread* (PR_SET_PDEATHSIG alone) would take the server down with a mere worker thread.
 """
 
 from __future__ import annotations
@@ -74,7 +75,9 @@ def watch(child: int, control: int, wake: int, grace: float) -> int:
         if status is not None:
             return status
         waiting = [wake] if deadline else [wake, control]
-        ready, _, _ = select.select(waiting, [], [], None if deadline is None else max(0.0, deadline - time.monotonic()))
+        ready, _, _ = select.select(
+            waiting, [], [], None if deadline is None else max(0.0, deadline - time.monotonic())
+        )
         if wake in ready:
             os.read(wake, 512)
         if deadline is None and (stopping or control in ready):

@@ -5,9 +5,9 @@ The file is JSON in litellm's key format, one entry per model id:
     {"some-model": {"input_cost_per_token": 1e-6, "output_cost_per_token": 4e-6, "cache_read_input_token_cost": 1e-7},
      "my-own":     {"machine_cost_per_hour": 0.08, "source": "cloud list price, 2026-05"}}
 
-An entry is priced by the first of these it has: tokens; `cost_per_second` (alias `input_cost_per_second`) times the seconds
-of the request; `machine_cost_per_hour`, the price of the machine that serves the model, times the seconds of it the
-request took. Other keys of litellm's files (`mode`, `max_tokens`, `litellm_provider`, ...) are read over.
+An entry is priced by the first of these it has: tokens; `cost_per_second` (alias `input_cost_per_second`) times the
+seconds of the request; `machine_cost_per_hour`, the price of the machine that serves the model, times the seconds of it
+the request took. Other keys of litellm's files (`mode`, `max_tokens`, `litellm_provider`, ...) are read over.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def cost(usage: Usage, seconds: float | None, model: str, prices: Prices) -> Mon
     Args:
         usage: tokens as the engine counted them. Prompt tokens include cached ones, as in OpenAI's usage; without a
             cache price, or without a count, all prompt tokens are charged in full.
-        seconds: of the engine's time this answer took: wall time where requests run alone, a share of it where they overlap.
+        seconds: of the engine's time this answer took: wall time where requests run alone, else a share of it.
         model: the id to look up, exactly.
     """
     price = prices.get(model)

@@ -1,4 +1,4 @@
-"""Which servers run on this machine: one small file each under `home()/servers`, so that one command finds another's server."""
+"""Which servers run on this machine: one small file each under `home()/servers`, so that commands find each other's."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class RunningServer:
 
 
 def process_start(pid: int) -> float | None:
-    """When a process began, in seconds since the epoch; None when there is no such process, or only its shell is left."""
+    """When a process began, in seconds since the epoch; None when there is no such process, or it is a zombie."""
     import psutil
 
     try:

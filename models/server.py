@@ -64,7 +64,9 @@ def new_log(name: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for old in sorted(folder.glob("server-*.log"), key=lambda p: p.stat().st_mtime)[: -KEPT_LOGS + 1]:
         old.unlink(missing_ok=True)
-    return folder / f"server-{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{time.monotonic_ns() % 10**6:06d}.log"
+    return (
+        folder / f"server-{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{time.monotonic_ns() % 10**6:06d}.log"
+    )
 
 
 class Server:
@@ -227,7 +229,7 @@ class Server:
 
 
 def meaningful_lines(text: str, count: int = 8) -> list[str]:
-    """What a log says about a failure: its last errors without traceback frames, or its last lines where it has none."""
+    """What a log says about a failure: its last errors without traceback frames, or its last lines without any."""
     lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in text.splitlines()]
     # vLLM's prefix: which process, level, time, source line. The level tells errors from chatter.
     prefix = re.compile(r"^(\([^)]*\) )?((INFO|WARNING|ERROR|DEBUG|CRITICAL) \S+ \S+ \[[^\]]*\] ?)?")
@@ -238,7 +240,8 @@ def meaningful_lines(text: str, count: int = 8) -> list[str]:
         said = line[found.end() :] if found else line
         if not said.strip() or re.match(r'\s|File "|Traceback|During handling|The above exception', said):
             continue
-        is_error = level in ("ERROR", "CRITICAL") or re.match(r"[\w.]*(Error|Exception|Interrupt)\b|[Ff]atal|cannot ", said)
+        bare = level is None and re.match(r"[\w.]*(Error|Exception|Interrupt)\b|[Ff]atal|cannot ", said)
+        is_error = level in ("ERROR", "CRITICAL") or bare
         (errors if is_error else rest).append(said.rstrip()[:400])
     return list(dict.fromkeys(errors))[-count:] or rest[-count // 2 :]
 

@@ -72,7 +72,7 @@ def server(trimtab_home: Path) -> Iterator[SharedServer]:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a random Qwen3 with 3 layers of width 64, with the embedded models' chat template and tokenizer form."""
+    """The folder of a random Qwen3, 3 layers of width 64, with the embedded models' chat template and tokenizer."""
     import torch
     from tokenizers import Tokenizer
     from transformers import Qwen3Config, Qwen3ForCausalLM

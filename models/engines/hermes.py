@@ -17,8 +17,8 @@ def parse(text: str) -> tuple[str | None, list[tuple[str, str]]]:
     """Split a model's answer into content and calls.
 
     Returns:
-        The text before the first call (None when blank) and each call's (name, arguments as JSON text). When any call is
-        broken, the whole text is content and there are no calls.
+        The text before the first call (None when blank) and each call's (name, arguments as JSON text). When any call
+        is broken, the whole text is content and there are no calls.
     """
     if OPEN not in text:
         return text or None, []
@@ -37,7 +37,7 @@ def parse(text: str) -> tuple[str | None, list[tuple[str, str]]]:
 
 
 def speakable(text: str) -> int:
-    """How many characters of an unfinished answer are surely content: none of a call, nor of what may become its mark."""
+    """How many characters of an unfinished answer are surely content: none of a call or of a mark's beginning."""
     if OPEN in text:
         return text.index(OPEN)
     for length in range(min(len(OPEN) - 1, len(text)), 0, -1):

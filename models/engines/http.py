@@ -19,12 +19,18 @@ from ..chat import ChatRequest, Delta, Reply, Sampling
 from . import wire
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 30.0
-"""Seconds between tries: the pause doubles from the first, with jitter; a server's Retry-After is followed up to the longest."""
+"""Seconds between tries: the pause doubles from the first, with jitter; Retry-After is followed up to the longest."""
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 
-NOTHING_SENT_BACK = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError)
-"""Failures which, while waiting for the response's first byte, mean that nothing of an answer was seen: a retry is safe."""
+NOTHING_SENT_BACK = (
+    httpx.ConnectError,
+    httpx.ConnectTimeout,
+    httpx.ReadError,
+    httpx.WriteError,
+    httpx.RemoteProtocolError,
+)
+"""Failures which, before the response's first byte, mean that nothing of an answer was seen: a retry is safe."""
 
 
 def key_from_environment() -> str | None:
@@ -46,7 +52,14 @@ class HttpEngine:
     """
 
     def __init__(
-        self, url: str, model: str, *, trimtab: bool = False, key: str | None = None, timeout: float = 300.0, retries: int = 3
+        self,
+        url: str,
+        model: str,
+        *,
+        trimtab: bool = False,
+        key: str | None = None,
+        timeout: float = 300.0,
+        retries: int = 3,
     ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -215,9 +228,7 @@ class HttpEngine:
                     raise EngineError("a piece of the stream is not a JSON object", where=self.root)
                 if chunk.get("error"):
                     code = chunk["error"].get("code") if isinstance(chunk["error"], dict) else None
-                    raise wire.error_of(
-                        code if isinstance(code, int) else 500, data, where=self.root, secret=self._key
-                    )
+                    raise wire.error_of(code if isinstance(code, int) else 500, data, where=self.root, secret=self._key)
                 yield chunk
         except httpx.HTTPError as error:
             raise EngineUnavailable(f"the answer broke off ({_reason(error)})", where=self.root) from None
@@ -267,7 +278,7 @@ async def connect(url: str, model: str | None, *, key: str | None = None) -> Htt
 
 
 def pause(attempt: int, retry_after: str | None) -> float:
-    """Seconds to wait before the next try: what the server asks for (seconds or an HTTP date), or full-jitter backoff."""
+    """Seconds to wait before the next try: what the server asks for (seconds or an HTTP date), or jittered backoff."""
     if retry_after is not None:
         try:
             asked = float(retry_after)

@@ -55,6 +55,7 @@ class LocalEngine:
     def __init__(self, card: ModelCard, store: ProfileStore) -> None:
         import torch
         import transformers
+        from safetensors import SafetensorError
 
         self.card = card
         self._store = store
@@ -71,7 +72,7 @@ class LocalEngine:
                 trust_remote_code=False,
                 use_safetensors=True,
             ).eval()
-        except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
             reason = str(error).strip() or type(error).__name__
             raise BadInput(f"the model does not load: {reason.splitlines()[0]}", where=str(card.path)) from error
         finally:

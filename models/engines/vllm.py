@@ -38,7 +38,7 @@ STAGES = (
 FIXES = (
     (r"torchvision::nms does not exist", 'torchvision does not fit torch: uninstall it (`pip uninstall torchvision`)'),
     (r"[Aa]ddress already in use", "Another program took the port: choose another one"),
-    (r"larger than the available KV cache|No available memory for the cache blocks", "Free some memory, or take a model with a smaller context"),
+    (r"larger than the available KV cache|No available memory for the cache blocks", "Free some memory, or take a smaller model"),
     (r"tilezero|Illegal instruction|SIGILL", "The processor's AMX kernel died: start again, with float32"),
     (r"MemoryError|Cannot allocate memory|not enough memory|OutOfMemory", "Free some memory, or take a smaller model"),
     (r"No space left on device", "Free some space on the disk"),
@@ -90,7 +90,7 @@ def make_server(card: ModelCard, store: ProfileStore, *, host: str = "127.0.0.1"
 
 
 def adapter_needs(card: ModelCard, store: ProfileStore) -> tuple[int, int]:
-    """How many different adapters the store's profiles for this model need, and the largest rank among them (at least 16)."""
+    """How many different adapters the profiles for this model need, and the largest rank among them (at least 16)."""
     from ...steering.weights import merged_adapter
 
     found, rank = set(), 16

@@ -1,4 +1,4 @@
-"""OpenAI's chat-completions wire format, both ways: requests to JSON, answers and streams to replies, errors to our tree."""
+"""OpenAI's chat-completions format, both ways: requests to JSON, answers and streams to replies, errors to our tree."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ class Assembly:
 
 
 def finish_reason(said: str | None, calls: tuple[ToolCall, ...]) -> str:
-    """Why the answer ended. Servers claim `tool_calls` without any call, and the reverse: the calls themselves decide."""
+    """Why the answer ended. Servers claim `tool_calls` without any call, and the reverse: the calls decide."""
     if calls:
         return "tool_calls"
     return "stop" if said in (None, "tool_calls", "function_call") else str(said)
@@ -190,7 +190,7 @@ def _words(text: str) -> str:
 
 
 def decoding_of(data: Any, profile: str) -> Sampling:
-    """The sampling that a profile's decoding defaults make, from `GET /v1/trimtab/profiles`; greedy where it has none."""
+    """The sampling that a profile's decoding defaults make, from `GET /v1/trimtab/profiles`; greedy without any."""
     try:
         for entry in data["profiles"]:
             names = (entry["name"], entry["id"])

@@ -27,7 +27,9 @@ def test_machine_hours_by_hand() -> None:
 def test_tokens_come_before_seconds_before_machine_hours() -> None:
     every = Price(Decimal(1), Decimal(1), None, Decimal(7), Decimal(3600))
     assert cost(Usage(1, 1), 2.0, "m", {"m": every}) == Money(Decimal(2))
-    assert cost(Usage(1, 1), 2.0, "m", {"m": Price(second=Decimal(7), machine_hour=Decimal(3600))}) == Money(Decimal(14))
+    assert cost(Usage(1, 1), 2.0, "m", {"m": Price(second=Decimal(7), machine_hour=Decimal(3600))}) == Money(
+        Decimal(14)
+    )
 
 
 @pytest.mark.parametrize(
