@@ -26,7 +26,7 @@ class Summary:
         success: None when nothing was scored.
         codes: failures by code, commonest first; infrastructure errors among them.
         families: (successes, scored) by family.
-        escalated: share of scored runs in which the router went to the large model; None without a router.
+        escalated: share of scored runs in which a step went to the large model; None without one.
     """
 
     arm: Arm
@@ -118,7 +118,7 @@ def summarise(evaluation: Evaluation, prices: Prices) -> Summary:
         success=stats.wilson(successes, len(scored)) if scored else None,
         codes=dict(codes.most_common()),
         families=families,
-        escalated=sum(r.escalated for r in scored) / len(scored) if evaluation.arm.routed and scored else None,
+        escalated=sum(r.escalated for r in scored) / len(scored) if evaluation.arm.large and scored else None,
         spending=spending(
             [Work(r.success, r.seconds, r.spent) for r in records],
             prices,
@@ -128,7 +128,7 @@ def summarise(evaluation: Evaluation, prices: Prices) -> Summary:
     )
 
 
-def compare(small: Evaluation, large: Evaluation, prices: Prices, *, margin: float = MARGIN) -> Comparison:
+def compare_evaluations(small: Evaluation, large: Evaluation, prices: Prices, *, margin: float = MARGIN) -> Comparison:
     """Put two evaluations of one suite side by side.
 
     Args:

@@ -21,7 +21,7 @@ from ..models.price import load_prices
 from . import report, swap
 from .arms import AUTO, Side, arm_of, builder, open_side
 from .background import ComingEngine, in_background
-from .compare import compare, notes, verdict
+from .compare import compare_evaluations, notes, verdict
 from .evaluate import run_arm
 from .run import outcome_of
 from .score import score
@@ -101,8 +101,11 @@ async def demo(*, engine: str = "vllm", folder: Path, quick: bool = False) -> in
                 stage.say("waiting for the large stand-in's server ...", "dim")
             pids.append(process_of(await large.ready()))
             await compare_models(stage, small, large, large_side, folder, quick=quick)
+            stage.section(5, "Stop what was started")
+    except BaseException:
+        stage.section(5, "Stop what was started, before the end")
+        raise
     finally:
-        stage.section(5, "Stop what was started")
         left = [pid for pid in dict.fromkeys(pids) if pid != os.getpid() and alive(pid)]
         stage.say(f"still running: {left} (it was running before)" if left else "No server is left running.")
     stage.say(f"Done in {stage.seconds:.0f} s.", "bold")
@@ -225,7 +228,7 @@ async def compare_models(
     )
     left = await run_arm(suite, sides[0], replace(arms[0], label=f"{SMALL}, routed"), small)
     right = await run_arm(suite, sides[1], replace(arms[1], label=f"{LARGE} (stand-in)"), large)
-    comparison = compare(left, right, load_prices())
+    comparison = compare_evaluations(left, right, load_prices())
     paths = await asyncio.to_thread(
         report.write_report, comparison, folder, title="Small against large, as in the demo"
     )

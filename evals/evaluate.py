@@ -17,7 +17,7 @@ from ..home import home
 from ..models.price import Prices, load_prices
 from . import report
 from .arms import AUTO, Side, arm_of, builder, identity, open_side, require_profile, side
-from .compare import Summary, compare, notes, summarise, verdict
+from .compare import Summary, compare_evaluations, notes, summarise, verdict
 from .progress import shown
 from .records import Arm, Evaluation
 from .run import run_suite
@@ -84,7 +84,7 @@ async def compare_arms(args: argparse.Namespace) -> int:
         # One after the other: side by side they would slow each other down and the latencies would mean nothing.
         left = await run_arm(suite, small, arms[0], first, large=hand_on, quiet=args.json)
         right = await run_arm(suite, large, arms[1], second, quiet=args.json)
-    comparison = compare(left, right, prices, margin=args.margin)
+    comparison = compare_evaluations(left, right, prices, margin=args.margin)
     if args.prices is not None:
         for summary in (comparison.small, comparison.large):
             summary.spending.require_dollars()

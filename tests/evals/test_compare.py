@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from trimtab.errors import BadInput
-from trimtab.evals.compare import compare, notes, verdict
+from trimtab.evals.compare import compare_evaluations, notes, verdict
 from trimtab.evals.cost import Spent
 from trimtab.evals.records import Arm, Evaluation, Record
 from trimtab.evals.report import markdown, write_report
@@ -39,7 +39,7 @@ def evaluation(arm: Arm, outcomes: list[bool | None], seconds: float = 1.0, sha:
 def test_pairs_and_verdict() -> None:
     small = evaluation(SMALL, [True] * 20 + [False] * 4 + [True] * 5 + [None])
     large = evaluation(LARGE, [True] * 20 + [True] * 4 + [False] * 5 + [True], 3.0)
-    got = compare(small, large, PRICES)
+    got = compare_evaluations(small, large, PRICES)
     assert got.paired is not None
     cells = (got.paired.both, got.paired.only_small, got.paired.only_large, got.paired.neither, got.paired.left_out)
     assert cells == (20, 5, 4, 0, 1)
@@ -56,20 +56,20 @@ def test_pairs_and_verdict() -> None:
 def test_only_the_same_tasks_can_be_compared() -> None:
     one = evaluation(SMALL, [True, False])
     with pytest.raises(BadInput, match="same tasks"):
-        compare(one, evaluation(LARGE, [True]), PRICES)
+        compare_evaluations(one, evaluation(LARGE, [True]), PRICES)
     with pytest.raises(BadInput, match="same tasks"):
-        compare(one, evaluation(LARGE, [True, True], sha="def"), PRICES)
+        compare_evaluations(one, evaluation(LARGE, [True, True], sha="def"), PRICES)
 
 
 def test_nothing_finished_by_both_claims_nothing() -> None:
-    got = compare(evaluation(SMALL, [None, True]), evaluation(LARGE, [True, None]), PRICES)
+    got = compare_evaluations(evaluation(SMALL, [None, True]), evaluation(LARGE, [True, None]), PRICES)
     assert got.paired is None
     assert "nothing can be said" in verdict(got)
     assert json.loads(json.dumps(got.to_json()))["paired"] is None
 
 
 def test_unknown_prices_are_said_to_be_unknown(tmp_path: Path) -> None:
-    got = compare(evaluation(SMALL, [True] * 6), evaluation(LARGE, [False] * 6), {"nano": PRICES["nano"]})
+    got = compare_evaluations(evaluation(SMALL, [True] * 6), evaluation(LARGE, [False] * 6), {"nano": PRICES["nano"]})
     page = markdown(got)
     assert "The price of big is not known." in page
     assert "| dollars per successful task | $" in page
@@ -83,7 +83,7 @@ def test_a_report_is_three_whole_files(tmp_path: Path) -> None:
     draw = random.Random(3)
     small = evaluation(SMALL, [draw.random() < 0.8 for _ in range(30)])
     large = evaluation(LARGE, [draw.random() < 0.85 for _ in range(30)], 3.0)
-    got = compare(small, large, PRICES)
+    got = compare_evaluations(small, large, PRICES)
     paths = write_report(got, tmp_path / "new" / "folder")
     assert [p.name for p in paths] == ["comparison.json", "comparison.md", "comparison.png"]
     data = json.loads(paths[0].read_text())
