@@ -18,14 +18,15 @@ from ...home import file_sha256, write_atomic
 from ..embedded import random_tools, words
 from ..embedded.template import SPECIAL, train_tokenizer
 from .data import Example, Rows, data_hash, encode, pack, to_rows
+from .initial import copying_heads
 from .loop import Point, fit
 from .recipe import Recipe
 
 CHUNK = 25
 """Steps whose documents share one seed; resuming regenerates at most one chunk."""
-COPY_FIRST = 16
-"""Chunks at the start of which most is pure copying, so that copying heads form early."""
-MADE_UP_FIRST = 36
+COPY_FIRST = 4
+"""Chunks at the start with much pure copying, which sharpens the heads that copy."""
+MADE_UP_FIRST = 20
 """Chunks at the start with made-up tools only: reading signatures is learned before any family can be memorised."""
 
 
@@ -66,7 +67,7 @@ def chunked(
 
 
 def new_model(recipe: Recipe, vocabulary: int) -> Any:
-    """A Qwen3 model with random weights from the recipe's seed."""
+    """A Qwen3 model with random weights from the recipe's seed, and heads that copy from the start."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(recipe.seed)
@@ -79,7 +80,7 @@ def new_model(recipe: Recipe, vocabulary: int) -> Any:
         num_key_value_heads=recipe.kv_heads,
         head_dim=recipe.hidden // recipe.heads,
         max_position_embeddings=2048,
-        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=SPECIAL.index("<|im_end|>"),
@@ -87,7 +88,9 @@ def new_model(recipe: Recipe, vocabulary: int) -> Any:
         use_cache=False,
         attn_implementation="sdpa",
     )
-    return Qwen3ForCausalLM(config)
+    model = Qwen3ForCausalLM(config)
+    copying_heads(model, recipe.seed)
+    return model
 
 
 def grown_model(small: Path, recipe: Recipe) -> Any:
@@ -149,7 +152,7 @@ def train_base(
         def documents(chunk: int) -> Iterator[dict[str, Any]]:
             seed = recipe.seed * 1_000_003 + chunk
             if grow_from is None and chunk < MADE_UP_FIRST:
-                return random_tools.documents(seed, copy_share=0.7 if chunk < COPY_FIRST else 0.1)
+                return random_tools.documents(seed, copy_share=0.4 if chunk < COPY_FIRST else 0.04)
             from ..embedded.corpus import base_documents
 
             return base_documents(seed, world())
