@@ -16,6 +16,7 @@ from ..models.chat import Message, Sampling
 from ..models.engine import Engine
 from . import loop, portal
 from .engines import STAND_IN, EngineRoom, EngineSpec, engine_spec, large_spec
+from .events import RunState
 from .journal import Journal
 from .limits import Limits
 from .policy import Policy, default_policy
@@ -145,17 +146,20 @@ class Agent:
 
     async def stream(self, task: str | None = None, *, resume: str | None = None) -> AsyncIterator[Event]:
         """As `arun`, yielding each step as it ends, and the result last."""
-        journal = self.journal
-        run_id = await self._begin(task, resume)
-        with journal.hold(run_id):
-            yield Event("start", run_id)
-            if not journal.state(run_id).ended:
-                async with self._session() as room:
-                    await room.get("small")
-                    steps = self._graph.astream({"trimtab_run": run_id}, stream_mode="custom")
-                    async for event in steps:
-                        yield cast("Event", event)
-            yield Event("end", run_id, result=self.result(run_id))
+        run = self._checked(task, resume)
+        if run is not None and run.ended:
+            yield Event("start", run.run_id)
+            yield Event("end", run.run_id, result=self.result(run.run_id))
+            return
+        async with self._session() as room:
+            # A run that no engine can take up is not worth a line in the journal.
+            await room.get("small")
+            run_id = run.run_id if run else await loop.begin(self._rt, task or "", [Message("user", task)])
+            with self.journal.hold(run_id):
+                yield Event("start", run_id)
+                async for event in self._graph.astream({"trimtab_run": run_id}, stream_mode="custom"):
+                    yield cast("Event", event)
+                yield Event("end", run_id, result=self.result(run_id))
 
     def result(self, run_id: str) -> Result:
         """What a recorded run came to so far. Raises NotFound."""
@@ -199,15 +203,17 @@ class Agent:
     ) -> None:
         portal.call(self._leave())
 
-    async def _begin(self, task: str | None, resume: str | None) -> str:
+    def _checked(self, task: str | None, resume: str | None) -> RunState | None:
+        """The recorded run to go on with, None for a new one; the journal is open after this."""
+        journal = self.journal
         if resume is None:
             if task is None or not task.strip():
                 raise BadInput("there is no task", fix="Say in words what is to be done")
-            return await loop.begin(self._rt, task, [Message("user", task)])
-        recorded = self.journal.state(resume).task
-        if task is not None and task != recorded:
-            raise BadInput(f"run {resume!r} has another task: {recorded!r}", fix="Leave the task out to go on with it")
-        return resume
+            return None
+        run = journal.state(resume)
+        if task is not None and task != run.task:
+            raise BadInput(f"run {resume!r} has another task: {run.task!r}", fix="Leave the task out to go on with it")
+        return run
 
     @asynccontextmanager
     async def _session(self) -> AsyncIterator[EngineRoom]:

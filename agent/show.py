@@ -26,6 +26,8 @@ def render_end(result: Result) -> RenderableType:
     line = Text(f"{steps} · {_tokens(result.usage)} · {cost} · run {result.run_id}", style="dim")
     if result.stopped is not None:
         return Group(Text(f"■ stopped: {result.stopped.reason}", style="bold red"), line)
+    if not result.answer:
+        return Group(Text("■ not at its end: cut off, or still going on", style="bold yellow"), line)
     return Group(Text.assemble(("■ ", "bold green"), (result.answer, "bold")), line)
 
 

@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from decimal import Decimal
+from typing import Any
 
 import pytest
 from trimtab.agent import Agent, Journal, Limits, RoutingPolicy
@@ -29,25 +30,25 @@ def fail() -> None:
 FAMILY = RoutingPolicy({"sums": ("add", "fail")})
 
 
-def agent(script, *, tools=(add,), large=None, **options) -> Agent:
+def agent(script: Any, *, tools: Any = (add,), large: Any = None, **options: Any) -> Any:
     engine = script if isinstance(script, ReplayEngine) else ReplayEngine(script)
     options.setdefault("policy", FAMILY)
     return Agent(tools, engine=engine, large=large, journal=Journal(":memory:"), **options)
 
 
-def kinds(result) -> list[str]:
+def kinds(result: Any) -> list[str]:
     return [step.tool or step.route.engine for step in result.steps]
 
 
-async def test_an_answer_without_calls_ends_the_run():
+async def test_an_answer_without_calls_ends_the_run() -> None:
     result = await agent(["Good morning."]).arun("hello")
     assert result.answer == "Good morning."
     assert result.stopped is None
     assert len(result.steps) == 1
 
 
-async def test_results_go_back_as_tool_messages_and_the_conversation_has_no_system_message():
-    engine = ReplayEngine([call("add", a=2, b=3), "5"])
+async def test_results_go_back_as_tool_messages_and_the_conversation_has_no_system_message() -> None:
+    engine: Any = ReplayEngine([call("add", a=2, b=3), "5"])
     result = await agent(engine).arun("two and three")
     assert result.answer == "5"
     first, second = engine.requests
@@ -60,13 +61,13 @@ async def test_results_go_back_as_tool_messages_and_the_conversation_has_no_syst
     assert result.steps[1].ok
 
 
-async def test_instructions_become_the_system_message():
-    engine = ReplayEngine(["ok"])
+async def test_instructions_become_the_system_message() -> None:
+    engine: Any = ReplayEngine(["ok"])
     await agent(engine, instructions="Be brief.").arun("hello")
     assert [(m.role, m.content) for m in engine.requests[0].messages] == [("system", "Be brief."), ("user", "hello")]
 
 
-async def test_plain_functions_are_tools():
+async def test_plain_functions_are_tools() -> None:
     def shout(text: str) -> str:
         """Say it loudly."""
         return text.upper()
@@ -86,8 +87,8 @@ async def test_plain_functions_are_tools():
         ("subtract", '{"a": 1, "b": 2}', "unknown tool 'subtract'"),
     ],
 )
-async def test_an_invalid_call_is_shown_its_error_and_repaired(name, arguments, says):
-    engine = ReplayEngine([calls((name, arguments)), call("add", a=1, b=2), "3"])
+async def test_an_invalid_call_is_shown_its_error_and_repaired(name: str, arguments: str, says: str) -> None:
+    engine: Any = ReplayEngine([calls((name, arguments)), call("add", a=1, b=2), "3"])
     result = await agent(engine).arun("one and two")
     assert result.answer == "3"
     shown = engine.requests[1].messages[-1]
@@ -101,7 +102,7 @@ async def test_an_invalid_call_is_shown_its_error_and_repaired(name, arguments, 
     assert [step.ok for step in result.steps if step.kind == "tool"] == [False, True]
 
 
-async def test_a_call_left_in_the_text_is_an_invalid_call_not_an_answer():
+async def test_a_call_left_in_the_text_is_an_invalid_call_not_an_answer() -> None:
     broken = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": </tool_call>'
     result = await agent([broken, call("add", a=1, b=2), "3"]).arun("one and two")
     assert result.answer == "3"
@@ -109,16 +110,16 @@ async def test_a_call_left_in_the_text_is_an_invalid_call_not_an_answer():
     assert not result.steps[1].ok
 
 
-async def test_valid_calls_beside_an_invalid_one_run():
-    engine = ReplayEngine([calls(("add", {"a": 1, "b": 1}), ("nope", {})), "2"])
+async def test_valid_calls_beside_an_invalid_one_run() -> None:
+    engine: Any = ReplayEngine([calls(("add", {"a": 1, "b": 1}), ("nope", {})), "2"])
     result = await agent(engine).arun("go")
     assert [m.content[:8] for m in engine.requests[1].messages[2:]] == ['{"sum": ', '{"error"']
     assert result.answer == "2"
 
 
-async def test_still_invalid_after_one_repair_goes_to_the_large_engine_which_sees_no_broken_attempt():
-    large = ReplayEngine([call("add", a=1, b=2)], model="big")
-    small = ReplayEngine([calls(("add", "{")), calls(("add", "{{")), "3"], profiles=["sums"])
+async def test_still_invalid_after_one_repair_goes_to_the_large_engine_which_sees_no_broken_attempt() -> None:
+    large: Any = ReplayEngine([call("add", a=1, b=2)], model="big")
+    small: Any = ReplayEngine([calls(("add", "{")), calls(("add", "{{")), "3"], profiles=["sums"])
     result = await agent(small, large=large).arun("one and two")
     assert result.answer == "3"
     assert kinds(result) == ["small", "add", "small", "large", "add", "small"]
@@ -128,7 +129,7 @@ async def test_still_invalid_after_one_repair_goes_to_the_large_engine_which_see
     assert [m.role for m in small.requests[2].messages] == ["user", "assistant", "tool"]
 
 
-async def test_still_invalid_without_large_engine_stops_and_loses_nothing():
+async def test_still_invalid_without_large_engine_stops_and_loses_nothing() -> None:
     result = await agent([calls(("add", "{")), calls(("add", "{"))]).arun("one and two")
     assert result.answer == ""
     assert result.stopped.kind == "invalid"
@@ -138,15 +139,15 @@ async def test_still_invalid_without_large_engine_stops_and_loses_nothing():
         result.raise_for_stop()
 
 
-async def test_the_large_engine_may_repair_its_own_call_once():
-    small = ReplayEngine([calls(("add", "{")), calls(("add", "{")), "3"], profiles=["sums"])
-    large = ReplayEngine([calls(("add", "[")), call("add", a=1, b=2)])
+async def test_the_large_engine_may_repair_its_own_call_once() -> None:
+    small: Any = ReplayEngine([calls(("add", "{")), calls(("add", "{")), "3"], profiles=["sums"])
+    large: Any = ReplayEngine([calls(("add", "[")), call("add", a=1, b=2)])
     result = await agent(small, large=large).arun("one and two")
     assert result.answer == "3"
     assert kinds(result) == ["small", "add", "small", "large", "add", "large", "add", "small"]
 
 
-async def test_an_empty_answer_goes_to_the_large_engine():
+async def test_an_empty_answer_goes_to_the_large_engine() -> None:
     result = await agent(
         ReplayEngine([Message("assistant", "  ")], profiles=["sums"]), large=ReplayEngine(["42"])
     ).arun("what is it?")
@@ -155,14 +156,14 @@ async def test_an_empty_answer_goes_to_the_large_engine():
     assert result.steps[0].error == "the answer was empty"
 
 
-async def test_two_empty_answers_stop():
+async def test_two_empty_answers_stop() -> None:
     result = await agent(ReplayEngine([""], profiles=["sums"]), large=ReplayEngine([""])).arun("what is it?")
     assert result.stopped.kind == "empty"
 
 
-async def test_a_loop_goes_to_the_large_engine_once_and_then_stops():
-    small = ReplayEngine(lambda request: call("add", a=1, b=1), profiles=["sums"])
-    large = ReplayEngine(lambda request: call("add", b=1, a=1))
+async def test_a_loop_goes_to_the_large_engine_once_and_then_stops() -> None:
+    small: Any = ReplayEngine(lambda request: call("add", a=1, b=1), profiles=["sums"])
+    large: Any = ReplayEngine(lambda request: call("add", b=1, a=1))
     result = await agent(small, large=large).arun("one and one")
     assert result.stopped.kind == "loop"
     assert "add" in result.stopped.reason
@@ -170,20 +171,20 @@ async def test_a_loop_goes_to_the_large_engine_once_and_then_stops():
     assert kinds(result) == ["small", "add"] * 3 + ["large", "add"]
 
 
-async def test_a_loop_that_the_large_engine_ends_comes_to_an_answer():
-    small = ReplayEngine(lambda request: call("add", a=1, b=1), profiles=["sums"])
+async def test_a_loop_that_the_large_engine_ends_comes_to_an_answer() -> None:
+    small: Any = ReplayEngine(lambda request: call("add", a=1, b=1), profiles=["sums"])
     result = await agent(small, large=ReplayEngine(["2"])).arun("one and one")
     assert result.answer == "2"
     assert "three times" in result.steps[-1].route.reason
 
 
-async def test_a_loop_without_large_engine_stops():
+async def test_a_loop_without_large_engine_stops() -> None:
     result = await agent(ReplayEngine(lambda request: call("fail")), tools=[fail]).arun("go")
     assert result.stopped.kind == "loop"
     assert kinds(result) == ["small", "fail"] * 3
 
 
-async def test_the_same_call_with_new_results_is_no_loop():
+async def test_the_same_call_with_new_results_is_no_loop() -> None:
     count = iter(range(100))
 
     def tick() -> int:
@@ -194,26 +195,26 @@ async def test_the_same_call_with_new_results_is_no_loop():
     assert result.answer == "six"
 
 
-async def test_a_raising_tool_is_shown_to_the_model():
-    engine = ReplayEngine([call("fail"), "It failed."])
+async def test_a_raising_tool_is_shown_to_the_model() -> None:
+    engine: Any = ReplayEngine([call("fail"), "It failed."])
     result = await agent(engine, tools=[fail]).arun("go")
     assert "the roof is leaking" in engine.requests[1].messages[-1].content
     assert result.steps[1].error is not None
     assert result.answer == "It failed."
 
 
-async def test_a_huge_result_is_cut():
+async def test_a_huge_result_is_cut() -> None:
     def dump() -> str:
         """Give ten megabytes."""
         return "x" * 10_000_000
 
-    engine = ReplayEngine([call("dump"), "much"])
+    engine: Any = ReplayEngine([call("dump"), "much"])
     result = await agent(engine, tools=[dump]).arun("go")
     assert len(engine.requests[1].messages[-1].content) < 100_000
     assert result.answer == "much"
 
 
-async def test_calls_of_one_message_run_side_by_side_and_answer_in_order():
+async def test_calls_of_one_message_run_side_by_side_and_answer_in_order() -> None:
     both = threading.Barrier(2, timeout=10)
 
     def meet(name: str) -> str:
@@ -222,15 +223,15 @@ async def test_calls_of_one_message_run_side_by_side_and_answer_in_order():
         time.sleep(0.2 if name == "a" else 0)
         return name
 
-    engine = ReplayEngine([calls(("meet", {"name": "a"}), ("meet", {"name": "b"})), "met"])
+    engine: Any = ReplayEngine([calls(("meet", {"name": "a"}), ("meet", {"name": "b"})), "met"])
     result = await agent(engine, tools=[meet]).arun("meet")
     assert [m.content for m in engine.requests[1].messages[2:]] == ['"a"', '"b"']
     assert all(step.ok for step in result.steps if step.kind == "tool")
     assert [step.arguments["name"] for step in result.steps if step.kind == "tool"] == ["b", "a"]
 
 
-async def test_a_destructive_call_keeps_its_place():
-    log = []
+async def test_a_destructive_call_keeps_its_place() -> None:
+    log: Any = []
 
     async def slow(n: int) -> None:
         """Write a number down, slowly."""
@@ -242,14 +243,16 @@ async def test_a_destructive_call_keeps_its_place():
         """Forget everything."""
         log.append("wipe")
 
-    script = [calls(("slow", {"n": 1}), ("slow", {"n": 2}), ("wipe", {}), ("slow", {"n": 3})), "done"]
+    script: Any = [calls(("slow", {"n": 1}), ("slow", {"n": 2}), ("wipe", {}), ("slow", {"n": 3})), "done"]
     await agent(script, tools=[slow, wipe]).arun("go")
     assert set(log[:2]) == {1, 2}
     assert log[2:] == ["wipe", 3]
 
 
-async def test_call_ids_are_made_unique():
-    engine = ReplayEngine([call("add", a=1, b=1), calls(("add", {"a": 2, "b": 2}), ("add", {"a": 3, "b": 3})), "ok"])
+async def test_call_ids_are_made_unique() -> None:
+    engine: Any = ReplayEngine(
+        [call("add", a=1, b=1), calls(("add", {"a": 2, "b": 2}), ("add", {"a": 3, "b": 3})), "ok"]
+    )
     await agent(engine).arun("go")
     ids = [c.id for m in engine.requests[2].messages for c in m.tool_calls]
     assert len(set(ids)) == 3
@@ -268,14 +271,14 @@ async def test_call_ids_are_made_unique():
         (Limits(seconds=0.3), "seconds", 0.3),
     ],
 )
-async def test_limits_stop_a_run_and_keep_what_was_done(limits, kind, limit):
+async def test_limits_stop_a_run_and_keep_what_was_done(limits: Limits, kind: str, limit: float) -> None:
     numbers = iter(range(1000))
 
-    async def script(request):
+    async def script(request: Any) -> Any:
         await asyncio.sleep(0.1)
         return call("add", a=next(numbers), b=0)
 
-    engine = ReplayEngine(script, usage=Usage(9, 2))
+    engine: Any = ReplayEngine(script, usage=Usage(9, 2))
     result = await agent(engine, limits=limits).arun("count")
     assert result.stopped.kind == kind
     assert result.stopped.limit == limit
@@ -286,8 +289,8 @@ async def test_limits_stop_a_run_and_keep_what_was_done(limits, kind, limit):
     assert (raised.value.kind, raised.value.limit) == (kind, limit)
 
 
-async def test_a_hanging_engine_and_a_hanging_tool_end_with_the_time():
-    async def hang(request):
+async def test_a_hanging_engine_and_a_hanging_tool_end_with_the_time() -> None:
+    async def hang(request: Any) -> Any:
         await asyncio.sleep(60)
 
     began = time.monotonic()
@@ -303,20 +306,20 @@ async def test_a_hanging_engine_and_a_hanging_tool_end_with_the_time():
     assert time.monotonic() - began < 10
 
 
-async def test_tokens_that_nobody_counted_are_bounded_by_bytes():
+async def test_tokens_that_nobody_counted_are_bounded_by_bytes() -> None:
     numbers = iter(range(1000))
-    engine = ReplayEngine(lambda request: call("add", a=next(numbers), b=0))
+    engine: Any = ReplayEngine(lambda request: call("add", a=next(numbers), b=0))
     result = await agent(engine, limits=Limits(tokens=1500)).arun("count")
     assert result.stopped.kind == "tokens"
     assert result.usage == Usage(None, None, None)
 
 
-async def test_a_stopped_run_goes_on_with_a_higher_limit():
+async def test_a_stopped_run_goes_on_with_a_higher_limit() -> None:
     journal = Journal(":memory:")
-    engine = ReplayEngine([call("add", a=1, b=1), "2"])
+    engine: Any = ReplayEngine([call("add", a=1, b=1), "2"])
     policy = RoutingPolicy()
-    short = Agent([add], engine=engine, journal=journal, policy=policy, limits=Limits(steps=2))
-    stopped = await short.arun("one and one")
+    short: Any = Agent([add], engine=engine, journal=journal, policy=policy, limits=Limits(steps=2))
+    stopped: Any = await short.arun("one and one")
     assert stopped.stopped.kind == "steps"
     result = await Agent([add], engine=engine, journal=journal, policy=policy).arun(resume=stopped.run_id)
     assert result.answer == "2"
@@ -327,8 +330,8 @@ async def test_a_stopped_run_goes_on_with_a_higher_limit():
 # --- routes ---
 
 
-async def test_the_family_of_the_tools_gives_the_profile():
-    engine = ReplayEngine(["ok"], profiles=["sums"])
+async def test_the_family_of_the_tools_gives_the_profile() -> None:
+    engine: Any = ReplayEngine(["ok"], profiles=["sums"])
     result = await agent(engine, policy=FAMILY).arun("one and one")
     route = result.steps[0].route
     assert (route.profile, route.engine, route.tools) == ("sums", "small", ("add",))
@@ -336,8 +339,9 @@ async def test_the_family_of_the_tools_gives_the_profile():
     assert result.receipts[0].profile == "sums"
 
 
-async def test_a_profile_by_name_is_taken_and_never_handed_on():
-    small, large = ReplayEngine(["", "x"], profiles=["other"]), ReplayEngine(["never"])
+async def test_a_profile_by_name_is_taken_and_never_handed_on() -> None:
+    small: Any = ReplayEngine(["", "x"], profiles=["other"])
+    large: Any = ReplayEngine(["never"])
     result = await agent(small, large=large, policy=FAMILY, profile="other").arun("one and one")
     assert result.steps[0].route.reason == "profile other was asked for"
     assert result.stopped.kind == "empty"
@@ -345,20 +349,20 @@ async def test_a_profile_by_name_is_taken_and_never_handed_on():
     assert not large.requests
 
 
-async def test_an_unknown_profile_is_an_error_before_any_tool_acts():
+async def test_an_unknown_profile_is_an_error_before_any_tool_acts() -> None:
     with pytest.raises(NotFound, match="nope"):
         await agent(["x"], profile="nope").arun("hello")
 
 
-async def test_a_label_narrows_the_tools_and_other_goes_to_the_large_engine():
+async def test_a_label_narrows_the_tools_and_other_goes_to_the_large_engine() -> None:
     tools = [add, fail]
     policy = RoutingPolicy({"sums": ("add",), "ruin": ("fail",)}, lambda text: ("sums", 0.9))
-    engine = ReplayEngine(["ok"], profiles=["sums", "ruin"])
+    engine: Any = ReplayEngine(["ok"], profiles=["sums", "ruin"])
     result = await agent(engine, tools=tools, policy=policy).arun("one and one")
     assert result.steps[0].route.confidence == 0.9
     assert engine.requests[0].tools == (add.spec(),)
     unsure = RoutingPolicy(policy.families, lambda text: ("sums", 0.5))
-    large = ReplayEngine(["big"])
+    large: Any = ReplayEngine(["big"])
     result = await agent(engine, tools=tools, large=large, policy=unsure).arun("one and one")
     assert result.answer == "big"
     assert large.requests[0].tools == (add.spec(), fail.spec())
@@ -368,9 +372,9 @@ async def test_a_label_narrows_the_tools_and_other_goes_to_the_large_engine():
 # --- money ---
 
 
-async def test_cost_and_usage_add_up_and_unknown_stays_unknown():
+async def test_cost_and_usage_add_up_and_unknown_stays_unknown() -> None:
     prices = {"replay": Price(input=Decimal("0.01"), output=Decimal("0.1"))}
-    script = [call("add", a=1, b=1), "2"]
+    script: Any = [call("add", a=1, b=1), "2"]
     priced = await agent(ReplayEngine(script, usage=Usage(10, 2, 0)), prices=prices).arun("go")
     assert priced.usage == Usage(20, 4, 0)
     assert priced.cost.usd == Decimal("0.6")
@@ -386,30 +390,30 @@ async def test_cost_and_usage_add_up_and_unknown_stays_unknown():
 # --- the ways to run ---
 
 
-async def test_stream_yields_every_step_as_it_ends_and_the_result_last():
+async def test_stream_yields_every_step_as_it_ends_and_the_result_last() -> None:
     events = [event async for event in agent([call("add", a=1, b=1), "2"]).stream("go")]
     assert [event.kind for event in events] == ["start", "step", "step", "step", "end"]
     assert [event.step.index for event in events[1:4]] == [0, 1, 2]
     assert events[-1].result.steps == tuple(event.step for event in events[1:4])
 
 
-def test_run_works_without_and_within_a_running_loop():
+def test_run_works_without_and_within_a_running_loop() -> None:
     one = agent(["a", "b"])
     assert one.run("x").answer == "a"
 
-    async def inside():
+    async def inside() -> Any:
         return await asyncio.to_thread(one.run, "y")
 
     assert asyncio.run(inside()).answer == "b"
 
 
-async def test_an_agent_is_a_tool_of_another_and_shares_its_budget():
+async def test_an_agent_is_a_tool_of_another_and_shares_its_budget() -> None:
     inner = agent([call("add", a=1, b=1), "2"])
 
     @tool
     async def ask(question: str) -> str:
         """Ask a colleague."""
-        return (await inner.arun(question)).answer
+        return str((await inner.arun(question)).answer)
 
     roomy = await agent([call("ask", question="1+1?"), "2"], tools=[ask]).arun("ask")
     assert roomy.answer == "2"
@@ -418,8 +422,8 @@ async def test_an_agent_is_a_tool_of_another_and_shares_its_budget():
     assert tight.stopped.kind == "steps"
 
 
-async def test_many_runs_of_one_agent_at_once_do_not_mix():
-    async def script(request):
+async def test_many_runs_of_one_agent_at_once_do_not_mix() -> None:
+    async def script(request: Any) -> Any:
         await asyncio.sleep(0.01)
         n = int(request.messages[0].content)
         return call("add", a=n, b=n) if len(request.messages) == 1 else request.messages[-1].content
@@ -430,27 +434,27 @@ async def test_many_runs_of_one_agent_at_once_do_not_mix():
     assert len({r.run_id for r in results}) == 20
 
 
-async def test_engines_given_as_objects_are_not_closed():
-    engine = ReplayEngine(["a"])
+async def test_engines_given_as_objects_are_not_closed() -> None:
+    engine: Any = ReplayEngine(["a"])
     async with agent(engine) as one:
         await one.arun("x")
     assert not engine.closed
 
 
-async def test_an_engine_error_is_raised_and_the_run_can_be_resumed():
+async def test_an_engine_error_is_raised_and_the_run_can_be_resumed() -> None:
     journal = Journal(":memory:")
     broken = ReplayEngine([call("add", a=1, b=1), EngineUnavailable("it went away")])
     with pytest.raises(EngineUnavailable):
         await Agent([add], engine=broken, journal=journal, policy=RoutingPolicy()).arun("go")
     run_id = journal.runs()[0].run_id
     assert journal.runs()[0].status == "open"
-    engine = ReplayEngine(["2"])
+    engine: Any = ReplayEngine(["2"])
     result = await Agent([add], engine=engine, journal=journal, policy=RoutingPolicy()).arun(resume=run_id)
     assert result.answer == "2"
     assert [m.role for m in engine.requests[0].messages] == ["user", "assistant", "tool"]
 
 
-async def test_bad_input():
+async def test_bad_input() -> None:
     with pytest.raises(BadInput, match="no task"):
         await agent(["x"]).arun("  ")
     with pytest.raises(NotFound, match="no run"):

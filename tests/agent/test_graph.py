@@ -1,6 +1,6 @@
 """The agent's graph as others use it: by itself and as a node of a graph of theirs."""
 
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import pytest
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
@@ -18,12 +18,12 @@ def add(a: int, b: int) -> int:
     return a + b
 
 
-def agent(script, **options) -> Agent:
+def agent(script: Any, **options: Any) -> Any:
     engine = script if isinstance(script, ReplayEngine) else ReplayEngine(script)
     return Agent([add], engine=engine, journal=Journal(":memory:"), policy=RoutingPolicy(), **options)
 
 
-def parent(node, state=MessagesState):
+def parent(node: Any, state: Any = MessagesState) -> Any:
     graph = StateGraph(state)
     graph.add_node("agent", node)
     graph.add_edge(START, "agent")
@@ -31,7 +31,7 @@ def parent(node, state=MessagesState):
     return graph
 
 
-async def test_by_itself():
+async def test_by_itself() -> None:
     out = await agent([call("add", a=1, b=2), "3"]).graph().ainvoke({"task": "one and two"})
     assert out["answer"] == "3"
     assert out["result"]["steps"][1]["result"] == "3"
@@ -39,8 +39,8 @@ async def test_by_itself():
 
 
 @pytest.mark.parametrize("synchronous", [False, True])
-async def test_as_a_node_of_a_chat_graph(synchronous):
-    engine = ReplayEngine([call("add", a=1, b=2), "3", "again"])
+async def test_as_a_node_of_a_chat_graph(synchronous: bool) -> None:
+    engine: Any = ReplayEngine([call("add", a=1, b=2), "3", "again"])
     graph = parent(agent(engine).graph()).compile()
     given = {"messages": [("system", "Be brief."), ("user", "hi"), ("ai", "hello"), ("user", "one and two")]}
     out = graph.invoke(given) if synchronous else await graph.ainvoke(given)
@@ -53,7 +53,7 @@ async def test_as_a_node_of_a_chat_graph(synchronous):
     assert len(engine.requests[2].messages) == 8
 
 
-async def test_as_a_node_of_a_graph_with_its_own_state():
+async def test_as_a_node_of_a_graph_with_its_own_state() -> None:
     class Mine(TypedDict, total=False):
         task: str
         answer: str
@@ -66,7 +66,7 @@ async def test_as_a_node_of_a_graph_with_its_own_state():
     assert out["loud"] == "THREE"
 
 
-async def test_a_parents_checkpointer_repeats_nothing_that_was_done():
+async def test_a_parents_checkpointer_repeats_nothing_that_was_done() -> None:
     acts = []
 
     @tool
@@ -75,10 +75,10 @@ async def test_a_parents_checkpointer_repeats_nothing_that_was_done():
         acts.append(1)
         return "done"
 
-    script = [call("act"), EngineUnavailable("gone"), "ok"]
+    script: Any = [call("act"), EngineUnavailable("gone"), "ok"]
     one = Agent([act], engine=ReplayEngine(script), journal=Journal(":memory:"), policy=RoutingPolicy())
     graph = parent(one.graph()).compile(checkpointer=InMemorySaver())
-    config = {"configurable": {"thread_id": "1"}}
+    config: Any = {"configurable": {"thread_id": "1"}}
     with pytest.raises(EngineUnavailable):
         await graph.ainvoke({"messages": [("user", "go")]}, config)
     out = await graph.ainvoke(None, config)
@@ -87,29 +87,29 @@ async def test_a_parents_checkpointer_repeats_nothing_that_was_done():
     assert len(one.journal.runs()) == 1
 
 
-async def test_a_thread_of_the_graph_itself_begins_a_new_run_for_each_message():
+async def test_a_thread_of_the_graph_itself_begins_a_new_run_for_each_message() -> None:
     one = agent(["a", "b"])
     graph = one.graph(checkpointer=InMemorySaver())
-    config = {"configurable": {"thread_id": "1"}}
+    config: Any = {"configurable": {"thread_id": "1"}}
     await graph.ainvoke({"messages": [("user", "first")]}, config)
     out = await graph.ainvoke({"messages": [("user", "second")]}, config)
     assert [m.content for m in out["messages"]] == ["first", "a", "second", "b"]
     assert len(one.journal.runs()) == 2
 
 
-async def test_a_stopped_run_says_so_in_its_last_message():
+async def test_a_stopped_run_says_so_in_its_last_message() -> None:
     graph = agent([call("add", a=1, b=1)], limits=Limits(steps=1)).graph()
     out = await graph.ainvoke({"task": "go"})
     assert "the limit of 1 steps is reached" in out["messages"][-1].content
     assert out["result"]["stopped"]["kind"] == "steps"
 
 
-async def test_long_runs_are_bounded_by_the_limits_alone():
+async def test_long_runs_are_bounded_by_the_limits_alone() -> None:
     numbers = iter(range(1000))
     script = ReplayEngine(lambda request: call("add", a=next(numbers), b=1) if len(request.messages) < 80 else "end")
     assert (await agent(script, limits=Limits(steps=100, tool_calls=None)).arun("count")).answer == "end"
 
 
-async def test_nothing_to_do():
+async def test_nothing_to_do() -> None:
     with pytest.raises(BadInput, match="no user message"):
         await agent(["x"]).graph().ainvoke({"messages": []})

@@ -3,6 +3,8 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from pathlib import Path
+from typing import Any
 
 import pytest
 from trimtab.agent import Agent, Journal, RoutingPolicy
@@ -17,11 +19,11 @@ def one() -> int:
     return 1
 
 
-def agent(journal, script=("1",)) -> Agent:
+def agent(journal: Journal, script: Any = ("1",)) -> Any:
     return Agent([one], engine=ReplayEngine(script), journal=journal, policy=RoutingPolicy())
 
 
-def test_runs_are_listed_newest_first_and_only_the_owner_reads_the_file(tmp_path):
+def test_runs_are_listed_newest_first_and_only_the_owner_reads_the_file(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "deep" / "journal.db")
     results = [agent(journal, [call("one"), str(n)]).run(f"task {n}") for n in range(3)]
     lines = journal.runs(2)
@@ -32,7 +34,7 @@ def test_runs_are_listed_newest_first_and_only_the_owner_reads_the_file(tmp_path
     assert agent(again).result(results[0].run_id) == results[0]
 
 
-def test_nothing_written_can_be_changed(tmp_path):
+def test_nothing_written_can_be_changed(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal.db")
     agent(journal).run("x")
     with sqlite3.connect(journal.path) as db:
@@ -41,14 +43,14 @@ def test_nothing_written_can_be_changed(tmp_path):
                 db.execute(statement)
 
 
-def test_it_keeps_no_pickle(tmp_path):
+def test_it_keeps_no_pickle(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal.db")
     agent(journal, [call("one"), "1"]).run("x")
     with sqlite3.connect(journal.path) as db:
         assert {type(row[0]) for row in db.execute("SELECT event FROM events")} == {str}
 
 
-def test_unknown_run_wrong_file_and_newer_format(tmp_path):
+def test_unknown_run_wrong_file_and_newer_format(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="no run 'x'"):
         Journal(tmp_path / "journal.db").events("x")
     (tmp_path / "text").write_text("this is not a database, whatever its name says " * 40)
@@ -60,11 +62,11 @@ def test_unknown_run_wrong_file_and_newer_format(tmp_path):
         Journal(tmp_path / "new.db")
 
 
-def test_many_threads_and_journals_write_to_one_file(tmp_path):
+def test_many_threads_and_journals_write_to_one_file(tmp_path: Path) -> None:
     path = tmp_path / "journal.db"
     errors = []
 
-    def work(n):
+    def work(n: int) -> None:
         try:
             asyncio.run(agent(Journal(path), [call("one"), str(n)]).arun(f"task {n}"))
         except TrimtabError as error:
@@ -79,7 +81,7 @@ def test_many_threads_and_journals_write_to_one_file(tmp_path):
     assert {(line.status, line.steps) for line in Journal(path).runs()} == {("done", 3)}
 
 
-def test_two_writers_of_one_run_cannot_both_go_on(tmp_path):
+def test_two_writers_of_one_run_cannot_both_go_on(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal.db")
     run_id = asyncio.run(journal.begin({"kind": "start", "task": "x", "messages": [], "about": {}}))
     asyncio.run(journal.append(run_id, 1, {"kind": "resume"}))
@@ -87,7 +89,7 @@ def test_two_writers_of_one_run_cannot_both_go_on(tmp_path):
         asyncio.run(Journal(journal.path).append(run_id, 1, {"kind": "resume"}))
 
 
-def test_importing_the_agent_is_light():
+def test_importing_the_agent_is_light() -> None:
     code = (
         "import sys, trimtab.agent, trimtab.agent.commands;"
         "print([m for m in ('torch', 'langgraph', 'sklearn', 'pydantic', 'numpy', 'httpx') if m in sys.modules])"

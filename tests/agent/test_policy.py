@@ -1,5 +1,7 @@
 """The policy played through by hand: no engine, no agent."""
 
+from typing import Any
+
 import pytest
 from trimtab.agent import Halt, Outcome, RoutingPolicy, Situation, default_policy
 from trimtab.tools.builtin import FAMILIES
@@ -9,7 +11,7 @@ READY = frozenset({"calc", "office"})
 GOOD, BAD, EMPTY = Outcome("good"), Outcome("invalid", "no such tool"), Outcome("empty", "the answer was empty")
 
 
-def play(policy, situation, *outcomes):
+def play(policy: RoutingPolicy, situation: Situation, *outcomes: Any) -> Any:
     """The routes, then what the flow returned; `...` if it waits for more."""
     flow = policy.flow(situation)
     said = []
@@ -22,12 +24,12 @@ def play(policy, situation, *outcomes):
     return said, ...
 
 
-def says(label, confidence=0.95):
+def says(label: str, confidence: float = 0.95) -> Any:
     return RoutingPolicy(FAMILIES, lambda text: (label, confidence))
 
 
-def test_the_order_of_the_rules():
-    def never(text):
+def test_the_order_of_the_rules() -> None:
+    def never(text: str) -> Any:
         raise AssertionError("the classifier was asked")
 
     policy = RoutingPolicy(FAMILIES, never)
@@ -42,7 +44,7 @@ def test_the_order_of_the_rules():
 
 @pytest.mark.parametrize("policy", [says("other"), says("calc", 0.59), RoutingPolicy(FAMILIES)])
 @pytest.mark.parametrize("has_large", [True, False])
-def test_what_fits_nowhere_goes_to_the_large_engine_or_the_base_model(policy, has_large):
+def test_what_fits_nowhere_goes_to_the_large_engine_or_the_base_model(policy: RoutingPolicy, has_large: bool) -> None:
     (route,), _ = play(policy, Situation("x", TOOLS, READY, has_large), GOOD)
     assert route.profile is None
     assert route.tools == TOOLS
@@ -50,25 +52,25 @@ def test_what_fits_nowhere_goes_to_the_large_engine_or_the_base_model(policy, ha
     assert has_large or "base model" in route.reason
 
 
-def test_a_profile_that_the_engine_lacks_is_not_asked_for():
+def test_a_profile_that_the_engine_lacks_is_not_asked_for() -> None:
     (route,), _ = play(says("calc"), Situation("x", TOOLS, frozenset({"office"})), GOOD)
     assert route.profile is None
     assert "no profile calc" in route.reason
 
 
-def test_tools_of_no_family_are_never_hidden():
+def test_tools_of_no_family_are_never_hidden() -> None:
     (route,), _ = play(says("calc"), Situation("x", (*TOOLS, "mine"), READY), GOOD)
     assert set(route.tools) == {*FAMILIES["calc"], "mine"}
     (route,), _ = play(says("calc"), Situation("x", ("mine",), READY), GOOD)
     assert route.profile is None
 
 
-def test_a_pinned_variant_is_offered_its_familys_tools():
+def test_a_pinned_variant_is_offered_its_familys_tools() -> None:
     (route,), _ = play(says("other"), Situation("x", TOOLS, READY, pinned="calc-terse"), GOOD)
     assert route.tools == FAMILIES["calc"]
 
 
-def test_escalation():
+def test_escalation() -> None:
     calc = Situation("x", TOOLS, READY, True)
     repair = Situation("x", TOOLS, READY, True, invalid_by="small")
     assert play(says("calc"), calc, BAD)[1] is None  # shown its error first
@@ -93,14 +95,14 @@ def test_escalation():
         Situation("x", TOOLS, READY, True, pinned="calc", loop="weekday"),
     ],
 )
-def test_a_loop_stops_before_anything_is_asked(situation):
+def test_a_loop_stops_before_anything_is_asked(situation: Situation) -> None:
     routes, end = play(says("calc"), situation)
     assert routes == []
     assert isinstance(end, Halt)
     assert "weekday" in end.reason
 
 
-def test_without_large_engine_the_second_invalid_call_stops():
+def test_without_large_engine_the_second_invalid_call_stops() -> None:
     _, end = play(says("calc"), Situation("x", TOOLS, READY, invalid_by="small"), BAD)
     assert (
         end == Halt("invalid", "still invalid after one repair: no such tool; and there is no large engine to ask")
@@ -108,5 +110,5 @@ def test_without_large_engine_the_second_invalid_call_stops():
     )
 
 
-def test_the_default_policy_knows_the_families():
+def test_the_default_policy_knows_the_families() -> None:
     assert default_policy().families == FAMILIES

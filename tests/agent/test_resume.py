@@ -7,6 +7,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from trimtab.agent import Agent, Journal, RoutingPolicy
@@ -76,7 +77,7 @@ def acts(place: Path) -> list[str]:
     return path.read_text().split() if path.exists() else []
 
 
-def continued(place: Path, script) -> tuple[Agent, ReplayEngine]:
+def continued(place: Path, script: Any) -> tuple[Any, Any]:
     def act(word: str) -> str:
         with (place / "acts").open("a") as file:
             file.write(word + "\n")
@@ -97,12 +98,12 @@ def continued(place: Path, script) -> tuple[Agent, ReplayEngine]:
         """Destroy."""
         return act("destroy")
 
-    engine = ReplayEngine(script)
+    engine: Any = ReplayEngine(script)
     journal = Journal(place / "journal.db")
     return Agent([quick, slow, destroy], engine=engine, journal=journal, policy=RoutingPolicy()), engine
 
 
-def test_killed_between_a_tool_call_and_the_next_model_call(tmp_path):
+def test_killed_between_a_tool_call_and_the_next_model_call(tmp_path: Path) -> None:
     run_id = killed(tmp_path, 'call("quick")')
     agent, engine = continued(tmp_path, ["done"])
     result = agent.run("go", resume=run_id)
@@ -112,7 +113,7 @@ def test_killed_between_a_tool_call_and_the_next_model_call(tmp_path):
     assert [step.tool or "model" for step in result.steps] == ["model", "quick", "model"]
 
 
-def test_killed_during_a_tool_call_which_may_be_repeated(tmp_path):
+def test_killed_during_a_tool_call_which_may_be_repeated(tmp_path: Path) -> None:
     run_id = killed(tmp_path, 'calls(("quick", {}), ("slow", {}))', until="slow")
     agent, engine = continued(tmp_path, ["done"])
     result = agent.run(resume=run_id)
@@ -123,7 +124,7 @@ def test_killed_during_a_tool_call_which_may_be_repeated(tmp_path):
     assert [m.content for m in engine.requests[0].messages[2:]] == ['"quick"', '"slow"']
 
 
-def test_killed_during_a_destructive_call_which_is_never_repeated(tmp_path):
+def test_killed_during_a_destructive_call_which_is_never_repeated(tmp_path: Path) -> None:
     run_id = killed(tmp_path, 'call("destroy")', until="destroy")
     agent, engine = continued(tmp_path, ["I do not know whether it happened."])
     result = agent.run(resume=run_id)
@@ -132,7 +133,7 @@ def test_killed_during_a_destructive_call_which_is_never_repeated(tmp_path):
     assert result.answer == "I do not know whether it happened."
 
 
-def test_a_run_that_is_going_on_is_not_continued_beside_it(tmp_path):
+def test_a_run_that_is_going_on_is_not_continued_beside_it(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "journal.db")
 
     @tool
@@ -143,15 +144,15 @@ def test_a_run_that_is_going_on_is_not_continued_beside_it(tmp_path):
             await Agent([meddle], engine=ReplayEngine([]), journal=Journal(journal.path)).arun(resume=run_id)
         ).answer
 
-    engine = ReplayEngine([call("meddle"), "no"])
-    result = Agent([meddle], engine=engine, journal=journal, policy=RoutingPolicy()).run("go")
+    engine: Any = ReplayEngine([call("meddle"), "no"])
+    result: Any = Agent([meddle], engine=engine, journal=journal, policy=RoutingPolicy()).run("go")
     assert "is going on" in result.steps[1].error
     assert not list(tmp_path.glob("*.lock"))
 
 
-def test_a_resumed_run_needs_its_tools(tmp_path):
+def test_a_resumed_run_needs_its_tools(tmp_path: Path) -> None:
     run_id = killed(tmp_path, 'call("quick")')
-    engine = ReplayEngine(["x"])
+    engine: Any = ReplayEngine(["x"])
     with pytest.raises(BadInput, match="slow"):
         Agent(engine=engine, journal=Journal(tmp_path / "journal.db"), policy=RoutingPolicy()).run(resume=run_id)
     assert not engine.requests
@@ -184,7 +185,7 @@ FULL = """
 """
 
 
-def test_a_full_disk_is_one_clear_error_before_any_tool_acts(tmp_path):
+def test_a_full_disk_is_one_clear_error_before_any_tool_acts(tmp_path: Path) -> None:
     code = textwrap.dedent(FULL)
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
@@ -192,7 +193,7 @@ def test_a_full_disk_is_one_clear_error_before_any_tool_acts(tmp_path):
     assert not (tmp_path / "acted").exists()
 
 
-def test_a_folder_that_cannot_be_written(tmp_path):
+def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(TrimtabError, match="journal cannot be used"):
         Agent(engine=ReplayEngine(["x"]), journal=tmp_path / "file" / "journal.db").run("go")

@@ -1,4 +1,6 @@
 import json
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ TWO = [(text, label) for text, label in DATA if label != "other"]
 
 
 @pytest.fixture(scope="module", params=["three labels", "two labels"])
-def pair(request, tmp_path_factory):
+def pair(request: Any, tmp_path_factory: Any) -> Any:
     data = DATA if request.param == "three labels" else TWO
     place = tmp_path_factory.mktemp("router")
     model = fit(data)
@@ -30,7 +32,7 @@ def pair(request, tmp_path_factory):
 @given(
     text=st.one_of(st.text(max_size=80), st.sampled_from([text for text, _ in DATA]).map(lambda t: f"please {t}  NOW"))
 )
-def test_it_answers_as_scikit_learn_does(pair, text):
+def test_it_answers_as_scikit_learn_does(pair: Any, text: str) -> None:
     model, router = pair
     expected = dict(zip(model.classes_, model.predict_proba([text])[0], strict=True))
     found = router.probabilities(text)
@@ -38,7 +40,7 @@ def test_it_answers_as_scikit_learn_does(pair, text):
     np.testing.assert_allclose([found[k] for k in expected], list(expected.values()), atol=2e-5)
 
 
-def test_training_writes_no_pickle_and_reports_what_it_measures(tmp_path):
+def test_training_writes_no_pickle_and_reports_what_it_measures(tmp_path: Path) -> None:
     report = train(tmp_path, DATA, [("convert 3 stone to pounds", "calc"), ("sing me a poem", "calc")])
     assert sorted(p.name for p in tmp_path.iterdir()) == ["router.json", "router.safetensors"]
     assert report.n == 2
@@ -46,13 +48,15 @@ def test_training_writes_no_pickle_and_reports_what_it_measures(tmp_path):
     assert report.wrong == {"calc": {"other": 1}}
     again = json.loads((tmp_path / "router.json").read_text())
     assert again["provenance"]["requests"] == len(DATA)
-    assert evaluate(load_router(tmp_path), DATA).accuracy == 1.0
+    router = load_router(tmp_path)
+    assert router is not None
+    assert evaluate(router, DATA).accuracy == 1.0
     first = (tmp_path / "router.safetensors").read_bytes()
     train(tmp_path, DATA, DATA[:1])
     assert (tmp_path / "router.safetensors").read_bytes() == first
 
 
-def test_missing_and_broken_routers(tmp_path):
+def test_missing_and_broken_routers(tmp_path: Path) -> None:
     assert load_router(tmp_path) is None
     save(fit(DATA), tmp_path, {})
     about = json.loads((tmp_path / "router.json").read_text())
@@ -73,11 +77,12 @@ def test_missing_and_broken_routers(tmp_path):
 
 
 @pytest.mark.skipif(load_router() is None, reason="no router is shipped yet")
-def test_the_shipped_router_on_phrasings_it_never_saw():
+def test_the_shipped_router_on_phrasings_it_never_saw() -> None:
     from trimtab.models.embedded.corpus import labelled_requests
 
     router = load_router()
     assert router is not None
     report = evaluate(router, labelled_requests("test", 400, 77))
     assert report.accuracy > 0.95
+    assert report.accuracy_followed is not None
     assert report.accuracy_followed > 0.97

@@ -1,0 +1,163 @@
+"""`trimtab run` and `trimtab runs` as a user types them, against an OpenAI-compatible server with given answers."""
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from trimtab.agent.testing import call
+from trimtab.cli import main
+from trimtab.models.chat import Message
+
+
+class Server(ThreadingHTTPServer):
+    """Answers chat completions from a list; `asked` are the requests it got."""
+
+    def __init__(self) -> None:
+        self.answers: list[Message] = []
+        self.asked: list[dict[str, Any]] = []
+        super().__init__(("127.0.0.1", 0), Handler)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/v1"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self._send(*((200, {"data": [{"id": "stub"}]}) if self.path == "/v1/models" else (404, {})))
+
+    def do_POST(self) -> None:
+        self.server.asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        if not self.server.answers:
+            self._send(400, {"error": {"message": "no more answers"}})
+            return
+        choice = {"index": 0, "message": self.server.answers.pop(0).to_openai(), "finish_reason": "stop"}
+        self._send(200, {"choices": [choice], "usage": {"prompt_tokens": 10, "completion_tokens": 5}})
+
+    def _send(self, status: int, body: dict[str, Any]) -> None:
+        data = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+
+@pytest.fixture
+def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("TRIMTAB_HOME", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "200")
+    server = Server()
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_run_prints_each_step_and_the_tools_act(
+    stub: Server, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    stub.answers = [call("add_todo", item="milk"), Message("assistant", "Added milk.")]
+    assert main(["run", "add milk to my list", "--engine", stub.url]) == 0
+    out = capsys.readouterr().out
+    for part in (
+        "base on stub",
+        "add_todo",
+        '{"added": "milk"}',
+        "Added milk.",
+        "10 + 5 tokens",
+        " ms",
+        "no receipt",
+        "cost",
+    ):
+        assert part in out
+    assert (tmp_path / "workspace" / "office.db").exists()
+    assert len(stub.asked[0]["tools"]) == 16
+
+
+def test_json_is_the_only_thing_on_stdout(stub: Server, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    stub.answers = [call("calculate", expression="6 * 7"), Message("assistant", "42")]
+    prices = tmp_path / "prices.json"
+    prices.write_text('{"stub": {"input_cost_per_token": 0.001, "output_cost_per_token": 0.01}}')
+    arguments = ["run", "what is 6 times 7", "--engine", stub.url, "--json", "--prices", str(prices)]
+    assert main([*arguments, "--home", str(tmp_path / "desk"), "--tools", "calculate,weekday"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["answer"] == "42"
+    assert [step["kind"] for step in document["steps"]] == ["model", "tool", "model"]
+    assert document["steps"][1]["result"] == '{"result": 42}'
+    assert document["usage"] == {"prompt_tokens": 20, "completion_tokens": 10, "cached_tokens": None}
+    assert document["cost"] == {"amount": "0.120", "currency": "USD"}
+    assert document["receipts"] == []
+    assert [spec["function"]["name"] for spec in stub.asked[0]["tools"]] == ["calculate", "weekday"]
+
+    assert main(["runs", "show", document["run_id"], "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["steps"] == document["steps"]
+    assert main(["runs", "list", "--json"]) == 0
+    (line,) = json.loads(capsys.readouterr().out)
+    assert (line["run_id"], line["status"], line["steps"]) == (document["run_id"], "done", 3)
+    assert main(["runs", "list"]) == 0
+    assert main(["runs", "show"]) == 0
+    assert "what is 6 times 7" in capsys.readouterr().out
+
+
+def test_a_limit_is_an_error_and_resume_goes_on_with_everything_as_it_was(
+    stub: Server, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    stub.answers = [call("calculate", expression="6 * 7"), Message("assistant", "42")]
+    arguments = ["run", "six by seven", "--engine", stub.url, "--tools", "calculate", "--home", str(tmp_path / "desk")]
+    assert main([*arguments, "--max-steps", "2", "--json"]) == 4
+    captured = capsys.readouterr()
+    document = json.loads(captured.out)
+    assert document["stopped"]["kind"] == "steps"
+    assert len(document["steps"]) == 2
+    assert f"--resume {document['run_id']}" in captured.err
+    assert main(["run", "--resume", document["run_id"], "--json"]) == 0
+    resumed = json.loads(capsys.readouterr().out)
+    assert resumed["answer"] == "42"
+    assert resumed["steps"][:2] == document["steps"]
+    assert len(stub.asked[1]["tools"]) == 1
+    assert main(["run", "--resume", document["run_id"], "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == resumed
+    assert len(stub.asked) == 2
+
+
+def test_an_engine_that_gives_up_leaves_a_run_to_resume(stub: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    stub.answers = [call("calculate", expression="1 + 1")]
+    assert main(["run", "one and one", "--engine", stub.url]) == 3
+    err = capsys.readouterr().err
+    assert "no more answers" in err
+    run_id = err.split("--resume ")[1].split("`")[0]
+    stub.answers = [Message("assistant", "2")]
+    assert main(["run", "--resume", run_id]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["run"], 2, "there is no task"),
+        (["run", "x", "--engine", "abacus"], 2, "unknown engine 'abacus'"),
+        (["run", "x", "--tools", "calculate,teleport"], 2, "no tool named 'teleport'"),
+        (["run", "--resume", "nothing"], 2, "no run 'nothing'"),
+        (["run", "x", "--prices", "/no/such/file"], 2, "price file"),
+        (["run", "x", "--max-steps", "-1"], 2, "limits: steps"),
+        (["runs", "show", "nothing"], 2, "no run 'nothing'"),
+        (["runs", "show"], 2, "no runs yet"),
+    ],
+)
+def test_bad_input(
+    arguments: list[str], code: int, says: str, stub: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == code
+    assert says in capsys.readouterr().err
+    main(["runs", "list", "--json"])
+    assert json.loads(capsys.readouterr().out) == []
