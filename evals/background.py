@@ -61,7 +61,7 @@ async def in_background(
             async with open_side(chosen, progress) as engine:
                 coming.set_result(engine)
                 await over.wait()
-        except BaseException as error:
+        except Exception as error:
             if coming.done():
                 raise
             coming.set_exception(error)
@@ -74,5 +74,7 @@ async def in_background(
         if not coming.done():
             keeper.cancel()
         await asyncio.gather(keeper, return_exceptions=True)
-        if not coming.cancelled():
+        if not coming.done():
+            coming.cancel()
+        elif not coming.cancelled():
             coming.exception()  # seen: it was told to those who asked, and nobody else wants to hear of it

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
+import textwrap
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -194,7 +195,8 @@ async def swap_profiles(stage: Stage, small: Engine) -> None:
     for profile, kind in swap.PROFILES.items():
         answer, receipt = await swap.answer_under(profile, small, task)
         swap.require_receipt(profile, kind, receipt)
-        table.add_row(profile, kind, answer, str(len(answer.split())), swap.receipt_line(receipt))
+        shown = textwrap.shorten(answer, 300, placeholder=" ...") if " " in answer else answer[:300]
+        table.add_row(profile, kind, shown, str(len(answer.split())), swap.receipt_line(receipt))
     stage.console.print(table)
     measured = await swap.measure(small)
     stage.say(

@@ -229,8 +229,20 @@ def _read(path: Path) -> Any:
         raise BadInput(f"not readable as text ({error})", where=str(path)) from None
     if path.suffix == ".jsonl":
         return {"name": path.stem, "tasks": _lines(path, text)}
+
+    class Loader(yaml.SafeLoader):
+        """Refuses repeated keys: YAML would keep the last one, and a check written twice would silently be one."""
+
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            seen: set[str] = set()
+            for key, _ in node.value:
+                if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is there twice", key.start_mark)
+                seen.add(str(key.value))
+            return super().construct_mapping(node, deep)
+
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = str(path) if mark is None else f"{path}: line {mark.line + 1}"

@@ -87,7 +87,8 @@ def receipt_line(receipt: Receipt | None) -> str:
         return "none"
     parts = [f"profile {(receipt.profile_sha256 or '?')[:8]}", f"adapter {(receipt.adapter_sha256 or 'none')[:8]}"]
     if receipt.layers:
-        parts.append(f"layers {','.join(map(str, receipt.layers))}, {receipt.tokens_steered} tokens steered")
+        layers = f"layer{'s' * (len(receipt.layers) > 1)} {','.join(map(str, receipt.layers))}"
+        parts.append(f"{layers}, {receipt.tokens_steered} tokens steered")
     return ", ".join(parts)
 
 

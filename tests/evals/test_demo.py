@@ -3,6 +3,7 @@
 That it works with the embedded models on a real vLLM server is shown by the acceptance run of the whole command.
 """
 
+import asyncio
 import json
 import shutil
 from collections.abc import AsyncIterator
@@ -15,7 +16,7 @@ import pytest
 import yaml
 from trimtab.agent.testing import ReplayEngine, call, calls
 from trimtab.cli import main
-from trimtab.errors import EngineError, EngineUnavailable
+from trimtab.errors import EngineError, EngineUnavailable, NotFound
 from trimtab.evals import suite as suites
 from trimtab.evals.swap import ACTIVATIONS, WEIGHTS, Measured, difference, require_receipt
 from trimtab.models.chat import ChatRequest, Message, Receipt, Reply, Usage
@@ -158,3 +159,21 @@ def test_receipts_that_do_not_prove_the_steering(receipt: Receipt | None) -> Non
 def test_no_difference_is_called_none() -> None:
     rows = [Measured(p, 6, 9.0, 5.0, 0.5, 0.5, -0.1) for p in ("calc", "calc-terse", "calc-detailed", "calc-casual")]
     assert "no lengthening measured" in difference(rows)
+
+
+def test_a_small_model_that_is_not_there_is_the_error_told(
+    engines: dict[str, ReplayEngine],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    @asynccontextmanager
+    async def open_engine(spec: str, *, model: str, **_: Any) -> AsyncIterator[ReplayEngine]:
+        if model == "trimtab-nano":
+            raise NotFound("unknown model 'trimtab-nano'")
+        await asyncio.sleep(60)
+        yield engines[model]
+
+    monkeypatch.setattr("trimtab.models.engines.open_engine", open_engine)
+    assert main(["demo", "--report", str(tmp_path / "report")]) == 2
+    assert "unknown model 'trimtab-nano'" in capsys.readouterr().err
