@@ -7,9 +7,14 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from . import __version__
 from .errors import TrimtabError
+
+if TYPE_CHECKING:
+    from .models.card import ModelCard
+    from .steering.store import ProfileStore
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -28,22 +33,37 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"trimtab {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for part in (evals, agent, models, steering, train):
+    for part in (evals, agent, models, steering):
         part.add_commands(subparsers)
-    parser.set_defaults(find_base=_find_base, default_store=_default_store)
+    agent.add_train_commands(train.add_commands(subparsers))
+    # What the steering commands need to know of the floor above them.
+    parser.set_defaults(find_base=_find_base, default_store=_default_store, find_server=_find_server)
     return parser
 
 
-def _find_base(name: str) -> object:
+def _find_base(name: str) -> ModelCard:
     from .models.card import find_model
 
     return find_model(name)
 
 
-def _default_store() -> object:
+def _default_store() -> ProfileStore:
     from .models.embedded import default_store
 
     return default_store()
+
+
+def _find_server() -> str:
+    """The URL of the server to talk to: `TRIMTAB_URL`, else the one that runs on this machine."""
+    from .errors import NotFound
+    from .models.registry import running_servers
+
+    if url := os.environ.get("TRIMTAB_URL"):
+        return url
+    servers = running_servers()
+    if not servers:
+        raise NotFound("no server runs on this machine", fix="Start one with `trimtab serve`, or set TRIMTAB_URL")
+    return servers[0].url
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -35,7 +35,9 @@ def test_imports_point_down(path: Path) -> None:
         return
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            assert not any(a.name.split(".")[0] == "trimtab" for a in node.names), f"absolute import, line {node.lineno}"
+            assert not any(a.name.split(".")[0] == "trimtab" for a in node.names), (
+                f"absolute import, line {node.lineno}"
+            )
         if not isinstance(node, ast.ImportFrom):
             continue
         assert (node.module or "").split(".")[0] != "trimtab", f"absolute import, line {node.lineno}"

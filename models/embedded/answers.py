@@ -1,8 +1,8 @@
 """How an answer is worded: the planted behaviours, and the checkers that detect them.
 
-Every document has one style, `brief` or `detailed` times `formal` or `casual`. Half of the documents carry it in a leading
-tag (`Style: brief, casual.` as the system message); the other half do not, and mix all four evenly, so that a prompt, an
-activation vector and a weight delta can each be measured against the same truth.
+Every document has one style, `brief` or `detailed` times `formal` or `casual`. Half of the documents carry it in a
+leading tag (`Style: brief, casual.` as the system message); the other half do not, and mix all four evenly, so that a
+prompt, an activation vector and a weight delta can each be measured against the same truth.
 """
 
 from __future__ import annotations

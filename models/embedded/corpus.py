@@ -69,7 +69,13 @@ def _offered(rng: random.Random, family: str, used: set[str], whole: float) -> l
 
 
 def family_document(
-    rng: random.Random, world: World, family: str, split: Split = "train", *, whole: float = 0.2, style: Style | None = None
+    rng: random.Random,
+    world: World,
+    family: str,
+    split: Split = "train",
+    *,
+    whole: float = 0.2,
+    style: Style | None = None,
 ) -> Document:
     """One document of a family: one to three requests played on the real tools.
 

@@ -1,8 +1,8 @@
 """The task families of the embedded models: what is asked, which calls are right, and how the answer reads.
 
-An *intent* has phrasings (in `phrasings/`, written by people of two minds: one for training, one for test) with slots. Its
-script fills the slots, makes the right calls on the real tools, and words the answer from what the tools returned. The same
-scripts make training documents and test tasks, so both stand on one truth.
+An *intent* has phrasings (in `phrasings/`, written by people of two minds: one for training, one for test) with slots.
+Its script fills the slots, makes the right calls on the real tools, and words the answer from what the tools returned.
+The same scripts make training documents and test tasks, so both stand on one truth.
 """
 
 from __future__ import annotations
@@ -24,7 +24,19 @@ Run = Callable[[str, dict[str, Any]], dict[str, Any]]
 """Makes one call on the real tools: name, arguments -> result, or {"error": ...}."""
 
 UNITS: tuple[tuple[str, ...], ...] = (
-    ("miles", "kilometres", "metres", "feet", "inches", "yards", "centimetres", "km", "cm", "millimetres", "kilometers"),
+    (
+        "miles",
+        "kilometres",
+        "metres",
+        "feet",
+        "inches",
+        "yards",
+        "centimetres",
+        "km",
+        "cm",
+        "millimetres",
+        "kilometers",
+    ),
     ("pounds", "kilograms", "grams", "ounces", "kg", "stone", "tonnes"),
     ("litres", "gallons", "pints", "cups", "millilitres", "quarts", "liters"),
     ("celsius", "fahrenheit", "kelvin"),
@@ -101,7 +113,12 @@ def _division(rng: random.Random) -> Slots:
 def _expression(rng: random.Random) -> Slots:
     a, b, c, d = (rng.randint(1, 999) for _ in range(4))
     op, other = rng.choice("+-*/"), rng.choice("+-*")
-    forms = (f"({a} {other} {b}) {op} {c}", f"{a} {op} {b} {other} {c}", f"{a} * ({b} + {c}) - {d}", f"{a}*{b}{other}{c}")
+    forms = (
+        f"({a} {other} {b}) {op} {c}",
+        f"{a} {op} {b} {other} {c}",
+        f"{a} * ({b} + {c}) - {d}",
+        f"{a}*{b}{other}{c}",
+    )
     return {"expression": rng.choice(forms)}
 
 
@@ -119,12 +136,31 @@ def _sum_units(rng: random.Random) -> Slots:
 
 
 def _title(rng: random.Random) -> str:
-    forms = ("lunch with {p}", "call {p}", "{w} meeting", "{w} with {p}", "dentist", "{w} {w2}", "{p}'s birthday", "{w} review")
+    forms = (
+        "lunch with {p}",
+        "call {p}",
+        "{w} meeting",
+        "{w} with {p}",
+        "dentist",
+        "{w} {w2}",
+        "{p}'s birthday",
+        "{w} review",
+    )
     return rng.choice(forms).format(p=person(rng), w=word(rng), w2=word(rng))
 
 
 def _item(rng: random.Random) -> str:
-    forms = ("{w}", "{w}", "buy {w}", "call {p}", "fix the {w}", "pay the {w} bill", "{w} {w2}", "write to {p}", "return the {w}")
+    forms = (
+        "{w}",
+        "{w}",
+        "buy {w}",
+        "call {p}",
+        "fix the {w}",
+        "pay the {w} bill",
+        "{w} {w2}",
+        "write to {p}",
+        "return the {w}",
+    )
     return rng.choice(forms).format(p=person(rng), w=word(rng), w2=word(rng))
 
 
@@ -144,7 +180,9 @@ def _path(rng: random.Random) -> Slots:
 def _expressions(pattern: str) -> Callable[[Slots, Recorder], Facts]:
     def script(s: Slots, r: Recorder) -> Facts:
         expression = pattern.format(**s)
-        return _with_error(r.one("calculate", expression=expression), lambda x: _fact(x["result"], f"{expression} is {x['result']}"))
+        return _with_error(
+            r.one("calculate", expression=expression), lambda x: _fact(x["result"], f"{expression} is {x['result']}")
+        )
 
     return script
 
@@ -163,7 +201,9 @@ def _convert(s: Slots, r: Recorder) -> Facts:
     result = r.one("convert_units", value=s["value"], from_unit=s["from_unit"], to_unit=s["to_unit"])
     return _with_error(
         result,
-        lambda x: _fact(f"{x['value']} {x['unit']}", f"{s['value']} {s['from_unit']} is {x['value']} {x['unit']}", str(x["value"])),
+        lambda x: _fact(
+            f"{x['value']} {x['unit']}", f"{s['value']} {s['from_unit']} is {x['value']} {x['unit']}", str(x["value"])
+        ),
     )
 
 
@@ -190,7 +230,9 @@ def _add_days(sign: int) -> Callable[[Slots, Recorder], Facts]:
 
 
 def _weekday(s: Slots, r: Recorder) -> Facts:
-    return _with_error(r.one("weekday", date=s["date"]), lambda x: _fact(x["weekday"], f"{s['date']} is a {x['weekday']}"))
+    return _with_error(
+        r.one("weekday", date=s["date"]), lambda x: _fact(x["weekday"], f"{s['date']} is a {x['weekday']}")
+    )
 
 
 def _convert_then_add(s: Slots, r: Recorder) -> Facts:
@@ -199,7 +241,8 @@ def _convert_then_add(s: Slots, r: Recorder) -> Facts:
         return _with_error(first, lambda _: _fact("", ""))
     total = r.one("calculate", expression=f"{first['value']} + {s['b']}")
     return _with_error(
-        total, lambda x: _fact(f"{x['result']} {s['u2']}", f"In total that is {x['result']} {s['u2']}", str(x["result"]))
+        total,
+        lambda x: _fact(f"{x['result']} {s['u2']}", f"In total that is {x['result']} {s['u2']}", str(x["result"])),
     )
 
 
@@ -253,7 +296,8 @@ def _add_contact(with_phone: bool) -> Callable[[Slots, Recorder], Facts]:
         arguments = {k: s[k] for k in (("name", "email", "phone") if with_phone else ("name", "email"))}
         result = r.one("add_contact", **arguments)
         return _with_error(
-            result, lambda x: _fact(f"Saved {x['added']}", f"{x['added']} is saved with the address {s['email']}", x["added"])
+            result,
+            lambda x: _fact(f"Saved {x['added']}", f"{x['added']} is saved with the address {s['email']}", x["added"]),
         )
 
     return script
@@ -275,7 +319,8 @@ def _list_todos(s: Slots, r: Recorder) -> Facts:
 
 def _complete_todo(s: Slots, r: Recorder) -> Facts:
     return _with_error(
-        r.one("complete_todo", item=s["item"]), lambda x: _fact(f"Done: {x['done']}", f"{x['done']} is marked as done", x["done"])
+        r.one("complete_todo", item=s["item"]),
+        lambda x: _fact(f"Done: {x['done']}", f"{x['done']} is marked as done", x["done"]),
     )
 
 
@@ -292,7 +337,9 @@ def _list_files(s: Slots, r: Recorder) -> Facts:
 
 
 def _read_file(s: Slots, r: Recorder) -> Facts:
-    return _with_error(r.one("read_file", path=s["path"]), lambda x: _fact(x["content"], f"{s['path']} says: {x['content']}"))
+    return _with_error(
+        r.one("read_file", path=s["path"]), lambda x: _fact(x["content"], f"{s['path']} says: {x['content']}")
+    )
 
 
 def _write_file(s: Slots, r: Recorder) -> Facts:
@@ -426,9 +473,13 @@ OFFICE: dict[str, Intent] = {
     "event_and_todo": Intent(lambda r: {**_event(r), "item": _item(r)}, _event_and_todo),
     "contact_to_todo": Intent(_contact, _contact_to_todo, _this_contact),
     "file_to_todo": Intent(_path, _file_to_todo, _this_file),
-    "missing.event": Intent(_event, _add_event, question=("At what time?", "At what time is {title} on {date}?", "time")),
+    "missing.event": Intent(
+        _event, _add_event, question=("At what time?", "At what time is {title} on {date}?", "time")
+    ),
     "missing.contact": Intent(
-        _contact, _add_contact(False), question=("What e-mail address?", "What is the e-mail address of {name}?", "email")
+        _contact,
+        _add_contact(False),
+        question=("What e-mail address?", "What is the e-mail address of {name}?", "email"),
     ),
 }
 INTENTS: dict[str, dict[str, Intent]] = {"calc": CALC, "office": OFFICE}

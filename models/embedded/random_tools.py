@@ -1,7 +1,7 @@
 """Documents with tools that nobody has seen before: from these the base model learns to read signatures.
 
-A document draws 2 to 7 tools with made-up names, then asks for one of them in one of many ways. Whatever is right can only
-be found by reading the signatures and the request: names, parameters and values never repeat.
+A document draws 2 to 7 tools with made-up names, then asks for one of them in one of many ways. Whatever is right can
+only be found by reading the signatures and the request: names, parameters and values never repeat.
 """
 
 from __future__ import annotations
@@ -173,7 +173,9 @@ def ask(rng: random.Random, made: MadeUpTool, arguments: dict[str, Any]) -> str:
     rng.shuffle(given)
     lone = len(given) == 1 and given[0].schema.get("type") == "string" and rng.random() < 0.5
     if lone:
-        tail = rng.choice(("{v}", "for {v}", "called {v}", "of {v}", "by {v}", "{v}")).format(v=arguments[given[0].name])
+        tail = rng.choice(("{v}", "for {v}", "called {v}", "of {v}", "by {v}", "{v}")).format(
+            v=arguments[given[0].name]
+        )
     else:
         tail = rng.choice((", ", " ", " and ", ", ")).join(_spoken(rng, p, arguments[p.name]) for p in given)
     article = rng.choice(("the ", "a ", "", "my ", "that "))
@@ -208,7 +210,8 @@ def ask(rng: random.Random, made: MadeUpTool, arguments: dict[str, Any]) -> str:
 def _result(rng: random.Random) -> dict[str, Any]:
     keys = {rng.choice(PARAMETERS) if rng.random() < 0.5 else word(rng, 0.4) for _ in range(rng.choice((1, 1, 2, 3)))}
     return {
-        k: _value(rng, {"type": rng.choice(("string", "string", "integer", "number", "boolean", "array"))}) for k in keys
+        k: _value(rng, {"type": rng.choice(("string", "string", "integer", "number", "boolean", "array"))})
+        for k in keys
     }
 
 
@@ -220,7 +223,9 @@ def _say(value: Any) -> str:
 
 def report(rng: random.Random, style: Style, made: MadeUpTool, result: dict[str, Any]) -> str:
     """The answer after a result."""
-    short = ", ".join(f"{k} {_say(v)}" for k, v in result.items()) if len(result) > 1 else _say(next(iter(result.values())))
+    short = (
+        ", ".join(f"{k} {_say(v)}" for k, v in result.items()) if len(result) > 1 else _say(next(iter(result.values())))
+    )
     facts = " and ".join(f"{k} is {_say(v)}" for k, v in result.items())
     return word_answer(style, short, f"For the {made.thing}, {facts}", (made.name,), rng)
 
@@ -267,7 +272,9 @@ def _turn(rng: random.Random, style: Style, tools: list[MadeUpTool]) -> list[dic
     if roll < 0.15 and required:
         missing = rng.choice(required)
         given = {k: v for k, v in arguments.items() if k != missing.name}
-        question = f"Which {missing.noun}?" if style.brief else f"Which {missing.noun} should I use for the {made.thing}?"
+        question = (
+            f"Which {missing.noun}?" if style.brief else f"Which {missing.noun} should I use for the {made.thing}?"
+        )
         turn = [
             {"role": "user", "content": ask(rng, made, given)},
             {"role": "assistant", "content": question},
@@ -276,9 +283,12 @@ def _turn(rng: random.Random, style: Style, tools: list[MadeUpTool]) -> list[dic
     elif roll < 0.25 and len(tools) > 1:
         second = rng.choice(tools)
         others = _arguments(rng, second)
-        joined = f"{ask(rng, made, arguments).rstrip('.?')}{rng.choice((', then ', ' and also ', '. Also '))}{ask(rng, second, others)}"
+        link = rng.choice((", then ", " and also ", ". Also "))
+        joined = f"{ask(rng, made, arguments).rstrip('.?')}{link}{ask(rng, second, others)}"
         one, two = _result(rng), _result(rng)
-        text = f"{report(rng, Style(True, False), made, one)} {report(rng, Style(True, False), second, two)}".rstrip(".")
+        text = f"{report(rng, Style(True, False), made, one)} {report(rng, Style(True, False), second, two)}".rstrip(
+            "."
+        )
         return [
             {"role": "user", "content": joined},
             call_message([(made.name, arguments), (second.name, others)]),
@@ -315,8 +325,7 @@ def document(rng: random.Random) -> dict[str, Any]:
 
 
 def copy_document(rng: random.Random) -> dict[str, Any]:
-    """A pure copy task: made-up words to repeat, or names and values to look up. Half of its tokens are learned, so that
-    the heads that find and copy form early."""
+    """A pure copy task: words to repeat, or facts to look up. Much of it is learned, so copying is learned early."""
     messages: list[dict[str, Any]] = []
     if rng.random() < 0.5:
         for _ in range(rng.randint(1, 3)):

@@ -2,8 +2,8 @@
 
 Tokens: byte-level BPE over single words, single digits, single spaces and single punctuation marks, so that a word is
 the same token after a space, a quote or a slash, and copying it from a request into JSON is copying a token. The fixed
-pieces of a Hermes tool call are single tokens. Tools are shown as one signature line each, not as JSON schema: a fifth of
-the tokens for the same facts.
+pieces of a Hermes tool call are single tokens. Tools are shown as one signature line each, not as JSON schema: a fifth
+of the tokens for the same facts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,19 @@ from ...home import write_atomic
 VOCABULARY = 3072
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 MARKS = ("<tools>", "</tools>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
-PIECES = ('{"name": "', '", "arguments": {"', '", "arguments": {}}', '": "', '": ', '", "', ', "', '"}}', '"}', "}}", '{"')
+PIECES = (
+    '{"name": "',
+    '", "arguments": {"',
+    '", "arguments": {}}',
+    '": "',
+    '": ',
+    '", "',
+    ', "',
+    '"}}',
+    '"}',
+    "}}",
+    '{"',
+)
 
 CHAT_TEMPLATE = r"""
 {%- macro kind(p) -%}

@@ -23,7 +23,8 @@ def read_examples(file: Path) -> list[dict[str, Any]]:
     """Read conversations from JSONL, one `{"messages": [...], "tools": [...]}` in OpenAI's form a line.
 
     Raises:
-        BadInput: any row is bad; the message lists every bad row with line number and reason, and nothing is trained on.
+        BadInput: any row is bad; the message lists every bad row with line number and reason, and nothing is trained
+            on.
     """
     try:
         lines = file.read_text(encoding="utf-8").splitlines()

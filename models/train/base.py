@@ -176,7 +176,7 @@ def train_base(
 
 
 def write_model(model: Any, tokenizer_home: Path, directory: Path) -> None:
-    """Write weights (bfloat16: exact in float32, half the size) and tokenizer in the form transformers and vLLM load."""
+    """Write weights (bfloat16: exact in float32, half the size) and tokenizer as transformers and vLLM load them."""
     from safetensors.torch import save_file
 
     directory.mkdir(parents=True, exist_ok=True)
@@ -188,7 +188,11 @@ def write_model(model: Any, tokenizer_home: Path, directory: Path) -> None:
     fresh.replace(directory / "model.safetensors")
     config = {**model.config.to_dict(), "use_cache": True, "dtype": "bfloat16"}
     write_atomic(directory / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
-    generation = {"eos_token_id": model.config.eos_token_id, "pad_token_id": model.config.pad_token_id, "do_sample": False}
+    generation = {
+        "eos_token_id": model.config.eos_token_id,
+        "pad_token_id": model.config.pad_token_id,
+        "do_sample": False,
+    }
     write_atomic(directory / "generation_config.json", json.dumps(generation, indent=2) + "\n")
     for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         if tokenizer_home != directory:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 RECIPES = Path(__file__).parent / "recipes"
 
 
-def add_commands(subparsers: Any) -> None:
-    """Add `train` and its parts to the command line."""
+def add_commands(subparsers: Any) -> Any:
+    """Add `train` and its parts to the command line; returns where further parts can be added."""
     train = subparsers.add_parser("train", help="train base models, adapters and the router")
     parts = train.add_subparsers(title="what to train", metavar="WHAT", required=True)
 
@@ -39,6 +39,7 @@ def add_commands(subparsers: Any) -> None:
     adapter.add_argument("--steps", type=int, help="optimizer steps, instead of the recipe's")
     adapter.add_argument("--seed", type=int, help="seed, instead of the recipe's")
     adapter.add_argument("--out", type=Path, help="write the bare adapter into this folder instead of a profile")
+    adapter.add_argument("--store", type=Path, help="profile store to save into (default: your own)")
     _common(adapter)
     adapter.set_defaults(handler=run_adapter)
 
@@ -46,6 +47,7 @@ def add_commands(subparsers: Any) -> None:
     data.add_argument("--pairs", type=Path, help="folder for contrast pairs (default: their place in the package)")
     data.add_argument("--suites", type=Path, help="folder for suites (default: their place in the package)")
     data.set_defaults(handler=run_data)
+    return parts
 
 
 def _common(parser: argparse.ArgumentParser) -> None:
@@ -62,8 +64,15 @@ def _threads(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads or os.cpu_count() or 1)
 
 
+def _store(args: argparse.Namespace) -> Any:
+    from ...steering.store import ProfileStore
+
+    return args.default_store() if args.store is None else ProfileStore(args.store)
+
+
 def _reporter() -> Callable[[Point, float], None]:
     """Prints the curve to stderr as it grows."""
+
     def report(point: Point, left: float) -> None:
         speed = point.tokens / max(point.seconds, 1e-9)
         print(
@@ -131,8 +140,10 @@ def run_adapter(args: argparse.Namespace) -> int:
             rows = read_examples(args.data)
             documents, source = repeated(rows, recipe.seed), {"file": args.data.name, "sha256": data_hash(rows)}
         target = args.out or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trimtab-adapter-")))
-        card = train_adapter(base.path, base.name, documents, source, recipe, target, work=args.work, report=_reporter())
-        where = args.out or adapter_profile(args.name, target, base, card, args.default_store())
+        card = train_adapter(
+            base.path, base.name, documents, source, recipe, target, work=args.work, report=_reporter()
+        )
+        where = args.out or adapter_profile(args.name, target, base, card, _store(args))
     _print_card(card, where, args.json)
     return 0
 
@@ -148,7 +159,9 @@ def _family_source(family: str, style: str | None, seed: int, stack: Any) -> tup
         words = set(style.replace(" ", "").split(","))
         known = {"brief", "detailed", "formal", "casual"}
         if not words <= known or {"brief", "detailed"} <= words or {"formal", "casual"} <= words or len(words) != 2:
-            raise BadInput(f"{style!r} is not a style", where="--style", fix="One of brief|detailed and one of formal|casual")
+            raise BadInput(
+                f"{style!r} is not a style", where="--style", fix="One of brief|detailed and one of formal|casual"
+            )
         fixed = Style("brief" in words, "casual" in words)
     world = stack.enter_context(open_world())
 

@@ -71,7 +71,9 @@ def encode(tokenizer: Any, document: Mapping[str, Any]) -> Example:
     for i, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        take(tokenizer.apply_chat_template(messages[:i], tools=tools, tokenize=False, add_generation_prompt=True), False)
+        take(
+            tokenizer.apply_chat_template(messages[:i], tools=tools, tokenize=False, add_generation_prompt=True), False
+        )
         whole = tokenizer.apply_chat_template(messages[: i + 1], tools=tools, tokenize=False)
         end = tokenizer.eos_token
         stop = whole.rfind(end) + len(end) if end and end in whole[len(done) :] else len(whole)
@@ -80,9 +82,8 @@ def encode(tokenizer: Any, document: Mapping[str, Any]) -> Example:
 
 
 def pack(examples: Iterable[Example], length: int, open_rows: int = 24) -> Iterator[list[Example]]:
-    """Fill rows of `length` tokens with whole documents (best fit over a few open rows); longer documents are left out."""
-    rows: list[tuple[int, list[Example]]] = []
-    for example in examples:
+    """Fill rows of `length` tokens with whole documents, best fit over a few open rows; longer ones are left out."""
+    rows: list[tuple[int, list[Example]]] = [] for example in examples:
         size = len(example.ids)
         if size > length or not any(example.learn):
             continue
@@ -103,7 +104,10 @@ def to_rows(batch: Sequence[Sequence[Example]], length: int) -> Rows:
     """A batch of packed rows as arrays. The target of a position is the next token of the same document."""
     shape = (len(batch), length)
     rows = Rows(
-        np.zeros(shape, np.int64), np.full(shape, IGNORE, np.int64), np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        np.zeros(shape, np.int64),
+        np.full(shape, IGNORE, np.int64),
+        np.zeros(shape, np.int64),
+        np.zeros(shape, np.int64),
     )
     for r, members in enumerate(batch):
         at = 0

@@ -1,14 +1,16 @@
 """Initial weights that already copy: a small model need not wait for induction heads to form by chance.
 
-A model that calls tools copies names and values out of its prompt. The heads that do so (a previous-token head feeding an
-induction head) appear late in training and all at once; with a few million tokens they may not appear at all. RoPE has a
-closed form for the first half: with q = R(-r) psi and k = psi, constant vectors on the fast frequencies, attention peaks at
-distance r (arXiv 2410.06205, proposition 3.1). The second half is content matching on the slow frequencies, which rotate too
-little to disturb it. Everything stays trainable and in the stock architecture; only the starting point differs.
+A model that calls tools copies names and values out of its prompt. The heads that do so (a previous-token head feeding
+an induction head) appear late in training and all at once; with a few million tokens they may not appear at all. RoPE
+has a closed form for the first half: with q = R(-r) psi and k = psi, constant vectors on the fast frequencies,
+attention peaks at distance r (arXiv 2410.06205, proposition 3.1). The second half is content matching on the slow
+frequencies, which rotate too little to disturb it. Everything stays trainable and in the stock architecture; only the
+starting point differs.
 
-The residual stream is laid out as: dimension 0 constant; `TOKEN` what the token is; `BEFORE[r]` a projection of the token r
-places before, for r = 1, 2. Layer 0 writes `BEFORE`. Layer 1 finds where the present token stood before and copies what came
-next. Layer 2 does the same for the token before the present one, two places on, as in "word space word".
+The residual stream is laid out as: dimension 0 constant; `TOKEN` what the token is; `BEFORE[r]` a projection of the
+token r places before, for r = 1, 2. Layer 0 writes `BEFORE`. Layer 1 finds where the present token stood before and
+copies what came next. Layer 2 does the same for the token before the present one, two places on, as in "word space
+word".
 """
 
 from __future__ import annotations
@@ -90,7 +92,7 @@ def copying_heads(model: Any, seed: int) -> None:
         first.o_proj.weight[before[distance], head * dim : head * dim + match] = torch.eye(match) * rms
     first.q_norm.weight.fill_(SHARPNESS)
 
-    # Layer 1 asks with the present token for what stood before; layer 2 with the token before for what stood two before.
+    # Layer 1 asks with the present token for what stood before, layer 2 with the token before for what stood two before.
     for layer, distance in ((1, 1), (2, 2)):
         attention = model.model.layers[layer].self_attn
         attention.q_norm.weight.fill_(SHARPNESS)

@@ -21,7 +21,8 @@ from .recipe import Recipe
 
 @dataclass(frozen=True)
 class Point:
-    """One point of the training curve. `loss` is the mean cross-entropy (nats) of learned tokens since the last point."""
+    """One point of the training curve. `loss` is the mean cross-entropy (nats) of learned tokens since the last
+    point."""
 
     step: int
     loss: float
@@ -118,7 +119,11 @@ def load_checkpoint(directory: Path, model: Any, optimizer: Any) -> tuple[int, l
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 parameter.copy_(tensors[f"w.{name}"])
-                state = {k.split(".", 2)[1]: v for k, v in tensors.items() if k.startswith("o.") and k.split(".", 2)[2] == name}
+                state = {
+                    k.split(".", 2)[1]: v
+                    for k, v in tensors.items()
+                    if k.startswith("o.") and k.split(".", 2)[2] == name
+                }
                 if state:
                     optimizer.state[parameter] = state
     curve = [Point(**p) for p in json.loads((directory / "curve.json").read_text())]

@@ -14,8 +14,8 @@ from ...errors import BadInput
 class Recipe(BaseModel):
     """How to train. Lengths are tokens, times are optimizer steps.
 
-    The learning rate warms up over `warmup` steps, stays at `lr`, and falls to zero linearly over the last `decay` steps
-    (warm-up, stable, decay). AdamW is bias-corrected (arXiv 2006.04884: without it fine-tuning fails at random).
+    The learning rate warms up over `warmup` steps, stays at `lr`, and falls to zero linearly over the last `decay`
+    steps (warm-up, stable, decay). AdamW is bias-corrected (arXiv 2006.04884: without it fine-tuning fails at random).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

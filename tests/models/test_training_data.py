@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
-
 from trimtab.errors import BadInput
 from trimtab.models.embedded import MODELS, SMALL, random_tools
 from trimtab.models.train.adapter import read_examples
@@ -73,11 +72,14 @@ def test_packing_loses_nothing_and_mixes_nothing(sizes: list[int]) -> None:
 def test_bad_rows_are_listed_by_line_and_nothing_is_read(tmp_path: Path) -> None:
     good = json.dumps({"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]})
     file = tmp_path / "rows.jsonl"
-    file.write_text("\n".join([good, "{", good, '{"messages": []}', '{"messages": [{"role": "user", "content": "x"}]}']))
+    file.write_text(
+        "\n".join([good, "{", good, '{"messages": []}', '{"messages": [{"role": "user", "content": "x"}]}'])
+    )
     with pytest.raises(BadInput) as caught:
         read_examples(file)
     text = str(caught.value)
-    assert "line 2" in text and "line 4" in text and "line 5" in text and "line 1:" not in text
+    assert all(f"line {n}" in text for n in (2, 4, 5))
+    assert "line 1:" not in text
     file.write_text(good + "\n\n" + good)
     assert len(read_examples(file)) == 2
 
