@@ -283,8 +283,8 @@ def _turn(rng: random.Random, style: Style, tools: list[MadeUpTool]) -> list[dic
     elif roll < 0.25 and len(tools) > 1:
         second = rng.choice(tools)
         others = _arguments(rng, second)
-        link = rng.choice((", then ", " and also ", ". Also "))
-        joined = f"{ask(rng, made, arguments).rstrip('.?')}{link}{ask(rng, second, others)}"
+        first = ask(rng, made, arguments).rstrip(".?")
+        joined = f"{first}{rng.choice((', then ', ' and also ', '. Also '))}{ask(rng, second, others)}"
         one, two = _result(rng), _result(rng)
         text = f"{report(rng, Style(True, False), made, one)} {report(rng, Style(True, False), second, two)}".rstrip(
             "."

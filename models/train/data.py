@@ -83,7 +83,8 @@ def encode(tokenizer: Any, document: Mapping[str, Any]) -> Example:
 
 def pack(examples: Iterable[Example], length: int, open_rows: int = 24) -> Iterator[list[Example]]:
     """Fill rows of `length` tokens with whole documents, best fit over a few open rows; longer ones are left out."""
-    rows: list[tuple[int, list[Example]]] = [] for example in examples:
+    rows: list[tuple[int, list[Example]]] = []
+    for example in examples:
         size = len(example.ids)
         if size > length or not any(example.learn):
             continue

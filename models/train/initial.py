@@ -92,7 +92,7 @@ def copying_heads(model: Any, seed: int) -> None:
         first.o_proj.weight[before[distance], head * dim : head * dim + match] = torch.eye(match) * rms
     first.q_norm.weight.fill_(SHARPNESS)
 
-    # Layer 1 asks with the present token for what stood before, layer 2 with the token before for what stood two before.
+    # Layer 1 asks with the present token for what stood before; layer 2 with the one before for what was two before.
     for layer, distance in ((1, 1), (2, 2)):
         attention = model.model.layers[layer].self_attn
         attention.q_norm.weight.fill_(SHARPNESS)
