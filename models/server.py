@@ -233,7 +233,8 @@ def meaningful_lines(text: str, count: int = 8) -> list[str]:
     lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in text.splitlines()]
     # vLLM's prefix: which process, level, time, source line. The level tells errors from chatter.
     prefix = re.compile(r"^(\([^)]*\) )?((INFO|WARNING|ERROR|DEBUG|CRITICAL) \S+ \S+ \[[^\]]*\] ?)?")
-    errors, rest = [], []
+    errors: list[str] = []
+    rest: list[str] = []
     for line in lines:
         found = prefix.match(line)
         level = found.group(3) if found else None

@@ -288,7 +288,7 @@ def pause(attempt: int, retry_after: str | None) -> float:
             except (ValueError, TypeError):
                 asked = FIRST_PAUSE
         return min(max(asked, 0.0), LONGEST_PAUSE)
-    ceiling = min(FIRST_PAUSE * 2**attempt, LONGEST_PAUSE)
+    ceiling = min(FIRST_PAUSE * 2.0**attempt, LONGEST_PAUSE)
     return ceiling * (0.5 + 0.5 * random.random())
 
 

@@ -145,18 +145,16 @@ class LocalEngine:
                 where=self.card.name,
                 fix="Shorten the conversation, or give fewer tools",
             )
-        speak = _Speaker(self._text, parsed=bool(request.tools), emit=emit) if emit else None
+        text = _Text(self._tokenizer, prompt, parsed=bool(request.tools), emit=emit)
         with ExitStack() as stack:
             adapter = self._enter_adapter(stack, profile)
             if profile is not None and profile.interventions:
                 from ...steering.hooks import steered
 
                 stack.enter_context(steered(self._model, profile, len(prompt)))
-            drawn = self._draw(prompt, sampling, min(room, sampling.max_tokens), cancel, speak)
-        text = self._text(drawn.ids[:-1] if drawn.ended else drawn.ids, bool(request.tools))
-        if speak:
-            speak.finish(text)
-        content, calls = hermes.parse(text) if request.tools else (text or None, [])
+            drawn = self._draw(prompt, sampling, min(room, sampling.max_tokens), cancel, text)
+        text.finish()
+        content, calls = hermes.parse(text.text) if request.tools else (text.text or None, [])
         message = Message(
             "assistant", content, tuple(ToolCall(f"call_{uuid.uuid4().hex[:24]}", *call) for call in calls)
         )
@@ -188,9 +186,7 @@ class LocalEngine:
             raise EngineRefused(f"the chat template refuses the request ({error})", where=self.card.name) from None
         return list(self._tokenizer.encode(text, add_special_tokens=False))
 
-    def _draw(
-        self, prompt: list[int], sampling: Sampling, count: int, cancel: threading.Event, speak: _Speaker | None
-    ) -> _Drawn:
+    def _draw(self, prompt: list[int], sampling: Sampling, count: int, cancel: threading.Event, text: _Text) -> _Drawn:
         import torch
         from transformers import DynamicCache
 
@@ -221,14 +217,9 @@ class LocalEngine:
                     logprobs.append(float(torch.log_softmax(logits, -1)[token]))
                 if token in self._ends:
                     return _Drawn(ids, logprobs, True)
-                if speak:
-                    speak.hear(ids)
+                text.add(token)
                 feed = torch.tensor([[token]])
         return _Drawn(ids, logprobs, False)
-
-    def _text(self, ids: list[int], parsed: bool) -> str:
-        # Marks of a call may be special tokens in some models: they are kept where a parser reads them.
-        return str(self._tokenizer.decode(ids, skip_special_tokens=not parsed))
 
     def _profile(self, spec: str | None) -> Profile | None:
         if spec is None:
@@ -278,25 +269,51 @@ class LocalEngine:
         )
 
 
-class _Speaker:
-    """Turns growing token lists into pieces of content, holding back what may yet become a call or half a character."""
+class _Text:
+    """The answer's text as its tokens come, decoded the way vLLM does it: bytes of an unfinished character stay away.
 
-    def __init__(self, text: Callable[[list[int], bool], str], *, parsed: bool, emit: Emit) -> None:
-        self._text, self._parsed, self._emit, self._said = text, parsed, emit, 0
+    Args:
+        prompt: tokens before the answer; some decoders need them to get the first space right.
+        parsed: whether calls are read from the text. Their marks are special tokens in some models: then all are kept.
+        emit: given each piece of text once it is sure to be content; None where nobody listens.
+    """
 
-    def hear(self, ids: list[int]) -> None:
-        text = self._text(ids, self._parsed)
-        if not text.endswith("\ufffd"):
-            self._say(text, hermes.speakable(text) if self._parsed else len(text))
+    def __init__(self, tokenizer: Any, prompt: list[int], *, parsed: bool, emit: Emit | None) -> None:
+        self.text = ""
+        self._tokenizer, self._parsed, self._emit, self._said = tokenizer, parsed, emit, 0
+        self._fast = getattr(tokenizer, "_tokenizer", None)
+        self._ids: list[int] = []
+        self._stream = self._fresh(prompt)
 
-    def finish(self, text: str) -> None:
-        """Say what was held back and turned out to be content."""
-        content, _ = hermes.parse(text) if self._parsed else (text, [])
-        self._say(text, len(content or ""))
+    def _fresh(self, prompt: list[int]) -> Any:
+        from tokenizers.decoders import DecodeStream
 
-    def _say(self, text: str, upto: int) -> None:
-        if upto > self._said:
-            self._emit(text[self._said : upto])
+        return DecodeStream(ids=prompt, skip_special_tokens=not self._parsed) if self._fast is not None else None
+
+    def add(self, token: int) -> None:
+        """One more token."""
+        if self._stream is None:
+            self._ids.append(token)
+            self.text = str(self._tokenizer.decode(self._ids, skip_special_tokens=not self._parsed)).rstrip("\ufffd")
+        else:
+            try:
+                piece = self._stream.step(self._fast, token)
+            except Exception as error:  # the tokenizers library has no narrower one
+                if "Invalid prefix" not in str(error):
+                    raise
+                self._stream = self._fresh([])
+                piece = self._stream.step(self._fast, token)
+            self.text += piece or ""
+        self._say(hermes.speakable(self.text) if self._parsed else len(self.text))
+
+    def finish(self) -> None:
+        """The answer is whole: what was held back and is no call is content."""
+        content, _ = hermes.parse(self.text) if self._parsed else (self.text, [])
+        self._say(len(content or ""))
+
+    def _say(self, upto: int) -> None:
+        if self._emit and upto > self._said:
+            self._emit(self.text[self._said : upto])
             self._said = upto
 
 

@@ -38,7 +38,7 @@ STAGES = (
 FIXES = (
     (r"torchvision::nms does not exist", 'torchvision does not fit torch: uninstall it (`pip uninstall torchvision`)'),
     (r"[Aa]ddress already in use", "Another program took the port: choose another one"),
-    (r"larger than the available KV cache|No available memory for the cache blocks", "Free some memory, or take a smaller model"),
+    (r"available KV cache|No available memory for the cache blocks", "Free some memory, or take a smaller model"),
     (r"tilezero|Illegal instruction|SIGILL", "The processor's AMX kernel died: start again, with float32"),
     (r"MemoryError|Cannot allocate memory|not enough memory|OutOfMemory", "Free some memory, or take a smaller model"),
     (r"No space left on device", "Free some space on the disk"),

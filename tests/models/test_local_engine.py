@@ -83,7 +83,8 @@ def reference(card: ModelCard, request: ChatRequest, adapter: Path | None = None
         return_dict=True,
     )
     out = model.generate(**ids, do_sample=False, max_new_tokens=24)
-    return str(tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True))
+    text = str(tokenizer.decode(out[0, ids["input_ids"].shape[1] :], skip_special_tokens=True))
+    return text.rstrip("\ufffd")  # half a character at the end is not text yet
 
 
 @pytest.mark.parametrize("tools", [(), TOOLS])
