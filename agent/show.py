@@ -11,7 +11,7 @@ from rich.text import Text
 from ..models.chat import Receipt, Usage
 from .steps import Result, Step
 
-LONGEST = 600
+LONGEST = 2000
 
 
 def render_step(step: Step) -> RenderableType:
@@ -28,7 +28,7 @@ def render_end(result: Result) -> RenderableType:
         return Group(Text(f"■ stopped: {result.stopped.reason}", style="bold red"), line)
     if not result.answer:
         return Group(Text("■ not at its end: cut off, or still going on", style="bold yellow"), line)
-    return Group(Text.assemble(("■ ", "bold green"), (result.answer, "bold")), line)
+    return Group(Text.assemble(("■ ", "bold green"), (_short(result.answer), "bold")), line)
 
 
 def _model(step: Step) -> RenderableType:
@@ -86,5 +86,6 @@ def _receipt(receipt: Receipt | None) -> list[str]:
 
 
 def _short(text: str) -> str:
-    one_line = " ".join(text.split())
+    # What a model or a tool wrote must not be able to steer the terminal.
+    one_line = "".join(c if c.isprintable() else "·" for c in " ".join(text.split()))
     return one_line if len(one_line) <= LONGEST else f"{one_line[:LONGEST]}… ({len(one_line)} characters)"
