@@ -1,0 +1,145 @@
+"""Training: a fresh model copies, a grown model computes what it grew from, a resumed run is the same run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from trimtab.cli import main
+from trimtab.errors import BadInput
+from trimtab.models.embedded import MODELS, SMALL
+from trimtab.models.train.base import grown_model, new_model
+from trimtab.models.train.data import IGNORE, Rows
+from trimtab.models.train.loop import fit, learning_rate, loss_of
+from trimtab.models.train.recipe import Recipe, load_recipe
+
+RECIPE = Recipe(steps=6, batch=2, length=16, lr=1e-3, warmup=2, decay=2, hidden=256)
+
+
+def _repeats(model: Any, spaced: bool, seed: int) -> float:
+    """Share of words predicted right when a list of random tokens is read for the second time."""
+    rng = torch.Generator().manual_seed(seed)
+    words = torch.randint(30, 3000, (40,), generator=rng)
+    once = torch.stack([words, torch.full_like(words, 29)], 1).flatten() if spaced else words
+    ids = once.repeat(2)[None]
+    with torch.inference_mode():
+        guessed = model(ids).logits[0].argmax(-1)
+    at = torch.arange(len(once) + 4, 2 * len(once), 2 if spaced else 1)
+    return float((guessed[at - 1] == ids[0, at]).float().mean())
+
+
+@pytest.mark.parametrize("spaced", [False, True])
+def test_a_fresh_model_copies_and_plain_random_weights_do_not(spaced: bool) -> None:
+    model = new_model(RECIPE, 3072).eval()
+    assert _repeats(model, spaced, 1) > 0.8
+    torch.manual_seed(0)
+    assert _repeats(Qwen3ForCausalLM(Qwen3Config(**model.config.to_dict())).eval(), spaced, 1) < 0.1
+
+
+def test_a_grown_model_starts_as_the_small_one() -> None:
+    small = AutoModelForCausalLM.from_pretrained(MODELS / SMALL, dtype=torch.float32).eval()
+    deep = RECIPE.model_copy(update={"layers": 9, "intermediate": small.config.intermediate_size})
+    grown = grown_model(MODELS / SMALL, deep).eval()
+    ids = torch.randint(30, 3000, (1, 50), generator=torch.Generator().manual_seed(2))
+    with torch.inference_mode():
+        torch.testing.assert_close(grown(ids).logits, small(ids).logits, atol=1e-5, rtol=0)
+    assert sum(p.numel() for p in grown.parameters()) > 1.3 * sum(p.numel() for p in small.parameters())
+
+
+def _tiny() -> Any:
+    torch.manual_seed(3)
+    config = Qwen3Config(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        tie_word_embeddings=True,
+    )
+    return Qwen3ForCausalLM(config)
+
+
+def _batches(start: int) -> Iterator[Rows]:
+    for step in range(start, 100):
+        rng = np.random.default_rng(step)
+        ids = rng.integers(1, 64, (2, 16))
+        targets = np.full((2, 16), IGNORE)
+        targets[:, 4:15] = ids[:, 5:]
+        ones = np.ones((2, 16), np.int64)
+        yield Rows(ids, targets, np.tile(np.arange(16), (2, 1)), ones)
+
+
+def test_a_resumed_run_is_the_same_run(tmp_path: Path) -> None:
+    whole = _tiny()
+    fit(whole, RECIPE, _batches)
+    cut = _tiny()
+    fit(cut, RECIPE.model_copy(update={"steps": 4, "decay": 0}), _batches, checkpoint=tmp_path, every=4)
+    # The cut run had no decay phase yet, so its learning rates are those of the whole run's first four steps.
+    assert [learning_rate(RECIPE, s) for s in range(4)] == [
+        learning_rate(RECIPE.model_copy(update={"steps": 4, "decay": 0}), s) for s in range(4)
+    ]
+    resumed = _tiny()
+    fit(resumed, RECIPE, _batches, checkpoint=tmp_path, every=100)
+    for (name, a), b in zip(whole.named_parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_packed_documents_do_not_see_each_other() -> None:
+    model = _tiny().eval()
+    rng = np.random.default_rng(0)
+    first, second = rng.integers(1, 64, 7), rng.integers(1, 64, 9)
+
+    def rows(*parts: np.ndarray) -> Rows:
+        ids = np.concatenate(parts)[None]
+        targets = np.full_like(ids, IGNORE)
+        at = ids.shape[1] - len(parts[-1])
+        targets[0, at:-1] = ids[0, at + 1 :]
+        positions = np.concatenate([np.arange(len(p)) for p in parts])[None]
+        documents = np.concatenate([np.full(len(p), i) for i, p in enumerate(parts, 1)])[None]
+        return Rows(ids, targets, positions, documents)
+
+    alone = loss_of(model, model.model, rows(second))
+    packed = loss_of(model, model.model, rows(first, second))
+    assert abs(float(alone) - float(packed)) < 2e-2  # bfloat16 autocast
+    with torch.inference_mode():
+        exact = model(torch.from_numpy(second)[None]).logits[0, :-1]
+    reference = torch.nn.functional.cross_entropy(exact, torch.from_numpy(second[1:]))
+    assert abs(float(reference) - float(alone)) < 2e-2
+
+
+def test_bad_recipes_say_which_field(tmp_path: Path) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_text("steps: 10\nlr: 0.1\nsteeps: 3\n")
+    with pytest.raises(BadInput, match="steeps"):
+        load_recipe(file)
+    file.write_text("steps: -1\nlr: 0.1\n")
+    with pytest.raises(BadInput, match="steps"):
+        load_recipe(file)
+    with pytest.raises(BadInput, match="no such recipe"):
+        load_recipe(tmp_path / "nothing.yaml")
+
+
+def test_one_command_makes_a_profile_of_a_users_examples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"messages": [{"role": "user", "content": f"ping {i}"}, {"role": "assistant", "content": f"pong {i}"}]}
+        for i in range(30)
+    ]
+    data = tmp_path / "mine.jsonl"
+    data.write_text("\n".join(map(json.dumps, rows)))
+    arguments = ["train", "adapter", "mine", "--data", str(data), "--steps", "4", "--store", str(tmp_path / "s"), "--json"]
+    assert main(arguments) == 0
+    card = json.loads(capsys.readouterr().out)
+    assert card["data"]["file"] == "mine.jsonl"
+    assert (tmp_path / "s" / "mine@1" / "profile.yaml").exists()
+    data.write_text(data.read_text() + "\n{broken")
+    assert main([*arguments[:2], "other", *arguments[3:]]) == 2
+    assert not (tmp_path / "s" / "other@1").exists()

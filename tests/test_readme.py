@@ -1,0 +1,41 @@
+"""What the README shows is run as it stands there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from trimtab.cli import build_parser
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_ten_lines_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    # From a file, because tools are made from source that can be read.
+    file = tmp_path / "ten_lines.py"
+    file.write_text(code)
+    scope: dict[str, object] = {"__name__": "ten_lines"}
+    exec(compile(code, str(file), "exec"), scope)
+    out = capsys.readouterr().out
+    result = scope["result"]
+    assert [s.tool for s in result.steps if s.kind == "tool"] == ["find_stock"]  # type: ignore[attr-defined]
+    assert "42" in out
+
+
+def test_every_command_it_shows_exists() -> None:
+    text = README.replace("\\\n", " ")
+    lines = [line.split("#")[0].strip() for block in re.findall(r"```bash\n(.*?)```", text, re.S) for line in block.split("\n")]
+    commands = [line for line in lines if line.startswith("trimtab ")]
+    assert len(commands) >= 8
+    for line in commands:
+        build_parser().parse_args(shlex.split(line)[1:])
+
+
+def test_every_file_it_names_exists() -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target
