@@ -84,9 +84,9 @@ class TrimtabMiddleware:
                 await self._start(scope["app"].state)
             except Exception as error:
                 log.error("Trimtab could not start: %s", error, exc_info=not isinstance(error, TrimtabError))
-                # Answered here: raised through, uvicorn would take it for an application without start-up and go on.
+                # Said in so many words: only raised, uvicorn would take it for an application without start-up and go on.
                 await send({"type": "lifespan.startup.failed", "message": f"Trimtab could not start: {error}"})
-                return
+                raise
         await self.app(scope, _replay(message, receive), send)
 
     async def _start(self, state: Any) -> None:

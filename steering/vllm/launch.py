@@ -22,6 +22,9 @@ LIVE_VARIABLE = "TRIMTAB_LIVE"
 
 ENTRY = "vllm.entrypoints.openai.api_server"
 
+MAX_CPU_LORAS = 64
+"""Adapters kept in memory beside those in slots; more are read from disk when they are used."""
+
 KV_BYTES = 1 << 30
 """Default size of the KV cache on the CPU."""
 
@@ -70,7 +73,12 @@ def server_arguments(
         str(max_loras),
         "--max-lora-rank",
         str(max_lora_rank),
+        "--max-cpu-loras",
+        str(max(MAX_CPU_LORAS, max_loras)),
         "--enable-prefix-caching",
+        # vLLM takes 128 on the CPU, and only whole blocks are shared: too coarse for short prompts.
+        "--block-size",
+        "32",
         "--enable-prompt-tokens-details",
         "--enable-auto-tool-choice",
         "--tool-call-parser",

@@ -16,7 +16,7 @@ Whatever does not look as expected is refused at start, never served unsteered.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -70,10 +70,10 @@ class RunnerSteering:
             layer.register_buffer("trimtab_index", self.index, persistent=False)
             layer.register_forward_hook(self._edit(number))
 
-    def _edit(self, number: int) -> Callable[[nn.Module, Any, Any], Any]:
+    def _edit(self, number: int) -> Callable[[Any, Any, Any], Any]:
         may_skip = self.may_skip
 
-        def edit(layer: nn.Module, _args: Any, output: Any) -> Any:
+        def edit(layer: Any, _args: Any, output: Any) -> Any:
             if may_skip and number not in self.active:
                 return None
             hidden = output[0] if isinstance(output, tuple) else output
@@ -194,27 +194,24 @@ def step_view(runner: Any, scheduler_output: Any) -> StepView:
 
 
 def decoder_layers(model: nn.Module, count: int) -> list[nn.Module]:
-    """The decoder layers of a model, found by structure: the one list of `count` blocks that is in no other list.
+    """The decoder layers of a model, found by structure: the shallowest list of `count` blocks.
 
     Raises:
-        BadInput: there is no such list, or more than one.
+        BadInput: there is no such list, or more than one at one depth.
     """
-    found = [module for name, module in _module_lists(model) if len(module) == count]
-    if len(found) != 1:
+    found = [
+        (name.count("."), module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == count
+    ]
+    best = [module for depth, module in found if depth == min(depth for depth, _ in found)]
+    if len(best) != 1:
         raise BadInput(
-            f"{len(found)} lists of {count} layers found in {type(model).__name__}, where one is expected",
+            f"{len(best)} lists of {count} layers found in {type(model).__name__}, where one is expected",
             where="vllm model",
             fix="Serve a decoder-only language model",
         )
-    return list(found[0])
-
-
-def _module_lists(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.ModuleList]]:
-    for name, child in module.named_children():
-        if isinstance(child, nn.ModuleList):
-            yield f"{prefix}{name}", child
-        else:
-            yield from _module_lists(child, f"{prefix}{name}.")
+    return list(best[0])
 
 
 def _after_load(stock: Callable[..., Any], rows: int) -> Callable[..., Any]:

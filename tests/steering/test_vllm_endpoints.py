@@ -1,0 +1,367 @@
+"""Requests that are refused, rewritten or passed on, in front of an application that answers with what it was sent.
+
+The engine behind it is a stand-in here; test_vllm_server.py asks the same of a real one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from trimtab.errors import TrimtabError
+from trimtab.home import file_sha256
+from trimtab.steering.document import Document
+from trimtab.steering.profile import save_profile
+
+pytest.importorskip("vllm")
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
+from trimtab.steering.vllm.endpoints import TrimtabMiddleware
+
+WIDTH, LAYERS = 4, 3
+CHAT = "/v1/chat/completions"
+
+
+class Engine:
+    """Stands for vLLM's engine client: remembers what it was asked, answers as a worker would."""
+
+    def __init__(self) -> None:
+        self.live: list[str] = []
+        self.asked: dict[str, dict[str, Any]] = {}
+        self.applied: dict[str, Any] = {}
+
+    async def collective_rpc(self, method: str, timeout: float, args: tuple[Any, ...]) -> list[dict[str, Any]]:
+        if method == "trimtab_load":
+            self.live.append(args[1])
+        if method == "trimtab_unload":
+            self.live.remove(args[0])
+        if method == "trimtab_receipt":
+            asked = self.asked.get(args[0])
+            if asked is None:
+                return [{"requests": None}]
+            entry = {"profile": asked.get("trimtab"), "adapter": None, "steered": 12, "restored": 4, "seen": 12}
+            return [{"requests": [entry | self.applied]}]
+        return [{"hidden_size": WIDTH, "num_layers": LAYERS, "rows": 4, "rows_used": len(self.live)}]
+
+
+class Bench:
+    """An application with the middleware, as vLLM builds it, and a client of it."""
+
+    def __init__(self, folder: Path, engine: Engine, **args: Any) -> None:
+        self.engine, self.folder, self.hold = engine, folder, threading.Event()
+        self.bodies: list[dict[str, Any]] = []
+        self.hold.set()
+        paths = [CHAT, "/v1/completions", "/v1/responses", "/tokenize"]
+        self.app = Starlette(
+            routes=[Route(path, self.answer, methods=["POST"]) for path in paths]
+            + [Route("/v1/models", self.models), Route("/health", lambda _: Response())],
+            middleware=[Middleware(TrimtabMiddleware)],
+        )
+        models = SimpleNamespace(
+            base_model_paths=[SimpleNamespace(name="base")], model_config=SimpleNamespace(model=str(folder))
+        )
+        self.app.state.engine_client, self.app.state.openai_serving_models = engine, models
+        self.app.state.args = SimpleNamespace(api_key=None, **args)
+        self.client = TestClient(self.app)
+
+    async def models(self, _: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [{"id": "base", "object": "model", "max_model_len": 64}]})
+
+    async def answer(self, request: Request) -> Response:
+        body = await request.json()
+        self.bodies.append(body)
+        xargs = body.get("vllm_xargs") or {}
+        if "trimtab_id" in xargs:
+            self.engine.asked[xargs["trimtab_id"]] = xargs
+        while not self.hold.is_set():
+            await asyncio.sleep(0.01)
+        if body.get("fail"):
+            return JSONResponse({"error": {"message": "no", "code": 400}}, status_code=400)
+        data = {"id": f"chatcmpl-{len(self.bodies)}", "object": "chat.completion", "model": body.get("model")}
+        if not body.get("stream"):
+            return JSONResponse({**data, "choices": []})
+
+        async def chunks() -> Any:
+            for text in ("one", "two"):
+                event = f"data: {json.dumps({**data, 'choices': [{'delta': {'content': text}}]})}\n\n".encode()
+                yield event[:9]  # events may come in pieces
+                yield event[9:]
+            yield b"data: [DONE]\n\n"
+
+        return StreamingResponse(chunks(), media_type="text/event-stream")
+
+    def post(self, path: str = CHAT, **body: Any) -> Any:
+        return self.client.post(path, json={"messages": [], **body})
+
+
+def add(folder: Path, base: str, name: str, version: str = "1", tokens: str = "all", **more: Any) -> str:
+    fields = {"layer": 1, "file": "v.safetensors", "tensor": "v", "strength": 2.0, "tokens": tokens}
+    document = Document.model_validate(
+        {
+            "format": 1,
+            "name": name,
+            "version": version,
+            "base": {"model": "base", "sha256": base},
+            "interventions": [fields],
+            **more,
+        }
+    )
+    tensors = {"v.safetensors": {"v": torch.ones(WIDTH) * len(name + version)}}
+    return save_profile(folder / f"{name}@{version}", document, tensors=tensors).sha256
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def make(tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Bench]:
+    model = tmp_path / "model"
+    model.mkdir()
+    save_file({"x": torch.zeros(1)}, model / "model.safetensors")
+    base = file_sha256(model / "model.safetensors")
+    add(store, base, "terse", decoding={"temperature": 0.5, "max_tokens": 9})
+    add(store, base, "late", tokens="generated")
+    add(store, "0" * 64, "alien")
+
+    def make(live: str | None = "terse,late", **args: Any) -> Bench:
+        monkeypatch.setenv("TRIMTAB_PROFILES", os.pathsep.join([str(store), str(tmp_path / "empty")]))
+        if live is None:
+            monkeypatch.delenv("TRIMTAB_LIVE", raising=False)
+        else:
+            monkeypatch.setenv("TRIMTAB_LIVE", live)
+        return Bench(model, Engine(), **args)
+
+    return make
+
+
+@pytest.fixture
+def bench(make: Callable[..., Bench]) -> Iterator[Bench]:
+    made = make()
+    with made.client:
+        yield made
+
+
+def profiles(bench: Bench) -> dict[str, Any]:
+    return {p["name"]: p for p in bench.client.get("/v1/trimtab/profiles").json()["profiles"]}
+
+
+def test_a_profile_becomes_the_base_model_its_hash_and_its_salt(bench: Bench) -> None:
+    sha = profiles(bench)["terse"]["sha256"]
+    for name in ("terse", "terse@1", f"terse@sha256:{sha}", f"terse@sha256:{sha[:8]}"):
+        answer = bench.post(model=name, vllm_xargs={"mine": 1})
+        assert (answer.status_code, answer.json()["model"]) == (200, "terse@1")
+        sent = bench.bodies[-1]
+        assert sent["model"] == "base"
+        assert (sent["vllm_xargs"]["trimtab"], sent["vllm_xargs"]["mine"]) == (sha, 1)
+        assert "trimtab_scoped" not in sent["vllm_xargs"]
+        assert (sent["temperature"], sent["max_tokens"]) == (0.5, 9)
+    assert bench.post(model="late").status_code == 200
+    assert bench.bodies[-1]["vllm_xargs"]["trimtab_scoped"] == 1
+
+
+def test_salts_keep_profiles_and_clients_apart(bench: Bench) -> None:
+    salts = []
+    for model in ("terse", "late"):
+        for salt in (None, "mine", "yours"):
+            bench.post(model=model, **({"cache_salt": salt} if salt else {}))
+            salts.append(bench.bodies[-1]["cache_salt"])
+    assert len(set(salts)) == 6
+    bench.post(model="terse")
+    assert bench.bodies[-1]["cache_salt"] == salts[0]
+    bench.post(model="base", cache_salt="mine")
+    assert bench.bodies[-1]["cache_salt"] == "mine"
+    stolen = bench.post(model="base", cache_salt=salts[0])
+    assert (stolen.status_code, stolen.json()["error"]["param"]) == (400, "cache_salt")
+
+
+def test_what_the_request_says_beats_the_profiles_defaults(bench: Bench) -> None:
+    bench.post(model="terse", temperature=0.0, max_completion_tokens=3)
+    assert bench.bodies[-1]["temperature"] == 0.0
+    assert "max_tokens" not in bench.bodies[-1]
+
+
+@pytest.mark.parametrize("model", ["nobody", "terse@2", "terse@sha256:12345678", "Terse", "", "alien"])
+def test_unknown_models_are_refused_before_generation(bench: Bench, model: str) -> None:
+    answer = bench.post(model=model)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["type"], error["param"]) == (404, "NotFoundError", "model")
+    assert "Known: base, terse, late" in error["message"]
+    assert not bench.bodies
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"model": "base", "vllm_xargs": {"trimtab": "x"}},
+        {"model": "terse", "vllm_xargs": {"trimtab_id": "x"}},
+        {"model": "base", "sampling_params": {"extra_args": {"trimtab": "x"}}},
+        {"model": "base", "requests": [{"vllm_xargs": {"trimtab_scoped": 0}}]},
+        {"model": "terse", "vllm_xargs": [1]},
+        {"model": "base", "trimtab": True},
+        {"model": "base", "trimtab": {"receipt": "yes"}},
+        {"model": "base", "trimtab": {"reciept": True}},
+    ],
+)
+def test_fields_of_the_server_and_malformed_options_are_refused(bench: Bench, body: dict[str, Any]) -> None:
+    answer = bench.post(**body)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, 400)
+    assert not bench.bodies
+
+
+def test_other_routes(bench: Bench) -> None:
+    assert bench.post("/v1/responses", model="terse").status_code == 400
+    assert bench.post("/v1/responses", vllm_xargs={"trimtab": "x"}).status_code == 400
+    assert not bench.bodies
+    assert bench.post("/v1/responses", model="base").status_code == 200
+    bench.post("/tokenize", model="terse")
+    assert bench.bodies[-1]["model"] == "base"
+    assert bench.post("/v1/completions", model="late").json()["model"] == "late@1"
+    assert bench.client.get("/health").status_code == 200
+    assert bench.client.get("/v1/trimtab/nothing").status_code == 404
+
+
+def test_bodies_that_are_not_json_objects_are_left_to_vllm(bench: Bench) -> None:
+    with pytest.raises(json.JSONDecodeError):
+        bench.client.post(CHAT, content=b"{", headers={"content-type": "application/json"})
+
+
+def test_receipts_in_the_answer_and_afterwards(bench: Bench) -> None:
+    plain = bench.post(model="terse").json()
+    assert "trimtab" not in plain
+    answer = bench.post(model="terse", trimtab={"receipt": True}).json()
+    receipt = answer["trimtab"]["receipt"]
+    assert receipt == {
+        "engine": "vllm",
+        "model": "base",
+        "profile": "terse@1",
+        "profile_sha256": profiles(bench)["terse"]["sha256"],
+        "adapter_sha256": None,
+        "layers": [1],
+        "tokens_steered": 12,
+    }
+    for earlier in (plain, answer):
+        assert bench.client.get(f"/v1/trimtab/receipts/{earlier['id']}").json() == {"receipt": receipt}
+    base = bench.post(model="base", trimtab={"receipt": True}).json()
+    assert base["trimtab"]["receipt"]["profile"] is None
+    assert bench.client.get("/v1/trimtab/receipts/chatcmpl-99").status_code == 404
+
+
+def test_a_receipt_that_does_not_fit_the_request_is_an_error(bench: Bench) -> None:
+    bench.engine.applied = {"profile": None}
+    answer = bench.post(model="terse", trimtab={"receipt": True})
+    assert answer.status_code == 502
+    text = bench.post(model="terse", stream=True, trimtab={"receipt": True}).text
+    assert '"error"' in text.split("\n\n")[2]
+
+
+def test_streams_are_relabelled_and_end_with_the_receipt(bench: Bench) -> None:
+    events = bench.post(model="terse", stream=True, trimtab={"receipt": True}).text.strip().split("\n\n")
+    assert events[-1] == "data: [DONE]"
+    chunks = [json.loads(event.removeprefix("data: ")) for event in events[:-1]]
+    assert [chunk["model"] for chunk in chunks] == ["terse@1"] * 3
+    assert [c["choices"][0]["delta"]["content"] for c in chunks[:2]] == ["one", "two"]
+    assert (chunks[2]["choices"], chunks[2]["trimtab"]["receipt"]["tokens_steered"]) == ([], 12)
+    assert len(bench.post(model="terse", stream=True).text.strip().split("\n\n")) == 3
+
+
+def test_errors_of_vllm_pass_unchanged(bench: Bench) -> None:
+    answer = bench.post(model="terse", fail=True, trimtab={"receipt": True})
+    assert (answer.status_code, answer.json()) == (400, {"error": {"message": "no", "code": 400}})
+
+
+def test_the_model_list(bench: Bench) -> None:
+    cards = bench.client.get("/v1/models").json()["data"]
+    assert [card["id"] for card in cards] == ["base", "terse", "late"]
+    assert (cards[1]["parent"], cards[1]["max_model_len"], cards[1]["owned_by"]) == ("base", 64, "trimtab")
+
+
+def test_loading_and_unloading_while_serving(bench: Bench, store: Path) -> None:
+    load, unload = "/v1/trimtab/profiles/load", "/v1/trimtab/profiles/unload"
+    base = file_sha256(bench.folder / "model.safetensors")
+    sha = add(store, base, "terse", "2")
+    answer = bench.client.post(load, json={"name": "terse@2"})
+    assert (answer.status_code, answer.json()["profile"]["id"]) == (200, "terse@2")
+    assert bench.client.post(load, json={"name": "terse@2"}).status_code == 200
+    assert bench.engine.live.count(sha) == 1
+    assert bench.post(model="terse").json()["model"] == "terse@2"
+    assert bench.post(model="terse@1").json()["model"] == "terse@1"
+    assert bench.client.post(unload, json={"name": "terse"}).json()["profile"]["id"] == "terse@2"
+    assert bench.post(model="terse").json()["model"] == "terse@1"
+    assert bench.post(model="terse@2").status_code == 404
+    assert sha not in bench.engine.live
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [({"name": "nobody"}, 404), ({"name": "alien"}, 400), ({}, 400), ({"name": 1}, 400), ([], 400)],
+)
+def test_bad_loads(bench: Bench, body: Any, status: int) -> None:
+    answer = bench.client.post("/v1/trimtab/profiles/load", json=body)
+    assert (answer.status_code, "message" in answer.json()["error"]) == (status, True)
+    assert len(bench.engine.live) == 2
+
+
+def test_unloading_takes_the_name_at_once_and_waits_for_requests_that_run(bench: Bench) -> None:
+    bench.hold.clear()
+    done: dict[str, Any] = {}
+    running = threading.Thread(target=lambda: done.update(answer=bench.post(model="terse", trimtab={"receipt": True})))
+    running.start()
+    while not bench.bodies:
+        time.sleep(0.01)
+    unloading = threading.Thread(
+        target=lambda: done.update(unload=bench.client.post("/v1/trimtab/profiles/unload", json={"name": "terse"}))
+    )
+    unloading.start()
+    while bench.post(model="terse", fail=True).status_code != 404:
+        time.sleep(0.01)
+    assert len(bench.engine.live) == 2, "a running request must keep its vectors"
+    bench.hold.set()
+    running.join()
+    unloading.join()
+    assert done["answer"].json()["trimtab"]["receipt"]["profile"] == "terse@1"
+    assert done["unload"].status_code == 200
+    assert len(bench.engine.live) == 1
+
+
+def test_start_with_every_profile_skips_and_explains_those_for_other_models(make: Callable[..., Bench]) -> None:
+    bench = make(live=None)
+    with bench.client:
+        assert sorted(profiles(bench)) == ["late", "terse"]
+        assert "alien@1" in bench.client.get("/v1/trimtab/profiles").json()["refused"]
+        assert "made for base model" in bench.post(model="alien").json()["error"]["message"]
+
+
+@pytest.mark.parametrize(("live", "words"), [("terse,alien", "made for base model"), ("nobody", "unknown profile")])
+def test_a_wanted_profile_that_does_not_load_fails_the_start(make: Callable[..., Bench], live: str, words: str) -> None:
+    with pytest.raises(TrimtabError, match=words), make(live=live).client:
+        pytest.fail("the application started")
+
+
+def test_requests_without_the_servers_key_learn_nothing(make: Callable[..., Bench]) -> None:
+    bench = make()
+    bench.app.state.args.api_key = ["secret"]
+    with bench.client:
+        bench.post(model="nobody", vllm_xargs={"trimtab": "x"})
+        assert bench.bodies[-1]["model"] == "nobody", "it is passed on untouched, for vLLM to refuse"
+        assert bench.client.get("/v1/trimtab/profiles").status_code == 404, "the application has no such route"
+        bench.client.headers["authorization"] = "Bearer secret"
+        assert bench.post(model="nobody").status_code == 404
+        assert len(profiles(bench)) == 2

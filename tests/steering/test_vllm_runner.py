@@ -1,0 +1,204 @@
+"""The edit of the layers and the reading of a runner's state, on a stand-in with the runner's own fields."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from trimtab.errors import BadInput, LimitExceeded, NotFound
+from trimtab.steering.intervention import Intervention
+from trimtab.steering.vllm.cache_keys import SCOPED_KEY, phase_key
+from trimtab.steering.vllm.runner import RunnerSteering, decoder_layers, step_view, steering_of
+
+H, L = 6, 3
+
+
+class Block(nn.Module):
+    """Like vLLM's blocks: (hidden, residual), the last add deferred."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(H, H)
+
+    def forward(self, hidden: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        residual = hidden + residual
+        return self.linear(residual), residual
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = nn.Module()
+        self.model.layers = nn.ModuleList(Block() for _ in range(L))
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        residual = torch.zeros_like(hidden)
+        for layer in self.model.layers:
+            hidden, residual = layer(hidden, residual)
+        return hidden + residual
+
+
+def make_runner(model: nn.Module, *, eager: bool = True, **parallel: Any) -> Any:
+    """A stand-in with the fields of vLLM's V1 runner that steering reads."""
+    runner = SimpleNamespace(
+        model=model,
+        device=torch.device("cpu"),
+        max_num_tokens=32,
+        vllm_config=SimpleNamespace(
+            model_config=SimpleNamespace(
+                get_hidden_size=lambda: H,
+                hf_text_config=SimpleNamespace(num_hidden_layers=L),
+                dtype=torch.float32,
+                enforce_eager=eager,
+                is_encoder_decoder=False,
+                enable_prompt_embeds=False,
+            ),
+            compilation_config=SimpleNamespace(
+                mode=3, cudagraph_mode=SimpleNamespace(has_full_cudagraphs=lambda: False)
+            ),
+            speculative_config=None,
+            parallel_config=SimpleNamespace(pipeline_parallel_size=1, enable_dbo=False, **parallel),
+        ),
+        input_batch=SimpleNamespace(num_reqs=0, req_ids=[], num_computed_tokens_cpu=np.zeros(8, dtype=np.int32)),
+        requests={},
+    )
+    runner.trimtab_steering = RunnerSteering(runner, rows=3)
+    return runner
+
+
+def schedule(runner: Any, *requests: tuple[str, str | None, int, int, int]) -> Any:
+    """Settle a batch of (id, profile, computed, scheduled, prompt length); returns the scheduler's output."""
+    for row, (name, profile, computed, _, prompt) in enumerate(requests):
+        extra = None if profile is None else {"trimtab": profile, "trimtab_id": f"receipt-{name}"}
+        runner.requests[name] = SimpleNamespace(
+            sampling_params=SimpleNamespace(extra_args=extra), lora_request=None, num_prompt_tokens=prompt
+        )
+        runner.input_batch.num_computed_tokens_cpu[row] = computed
+    # vLLM keeps finished rows behind the live ones until they are reused: they must not be read.
+    runner.input_batch.req_ids = [r[0] for r in requests] + [None]
+    runner.input_batch.num_reqs = len(requests)
+    return SimpleNamespace(num_scheduled_tokens={r[0]: r[3] for r in reversed(requests)})
+
+
+def profile(sha: str, *parts: Intervention) -> Any:
+    return SimpleNamespace(sha256=sha, id=f"{sha}@1", interventions=parts)
+
+
+def vector(value: float) -> torch.Tensor:
+    return torch.full((H,), value)
+
+
+@pytest.mark.parametrize("eager", [True, False])
+@torch.no_grad()
+def test_each_token_gets_its_own_edit(eager: bool) -> None:
+    torch.manual_seed(0)
+    model = Model()
+    plain = Model()
+    plain.load_state_dict(model.state_dict())
+    runner = make_runner(model, eager=eager)
+    steering = steering_of(runner)
+    steering.load(profile("p", Intervention(0, vector(1.0)), Intervention(0, vector(2.0), "generated")))
+    steering.load(profile("q", Intervention(2, vector(-3.0), "prompt")))
+
+    output = schedule(runner, ("a", "p", 2, 3, 4), ("b", None, 0, 2, 9), ("c", "q", 0, 2, 1))
+    steering.before_step(step_view(runner, output))
+    x = torch.randn(7, H)
+
+    wanted = {0: torch.tensor([1.0, 1, 3, 0, 0, 0, 0]), 2: torch.tensor([0.0, 0, 0, 0, 0, -3, 0])}
+    hidden, residual = x, torch.zeros_like(x)
+    for number, layer in enumerate(plain.model.layers):
+        hidden, residual = layer(hidden, residual)
+        if number in wanted:
+            hidden = hidden + wanted[number][:, None]
+    torch.testing.assert_close(model(x), hidden + residual)
+
+    steering.before_dummy()
+    assert torch.equal(model(x), plain(x)), "a dummy run must be unsteered"
+    applied = steering.receipt("receipt-a")
+    assert applied is not None
+    assert (applied[0].steered, applied[0].restored) == (5, 2)
+    assert steering.receipt("receipt-b") is None
+
+
+@torch.no_grad()
+def test_loading_and_unloading_change_what_compiled_code_reads() -> None:
+    torch.manual_seed(0)
+    model = Model()
+    runner = make_runner(model, eager=False)
+    steering = steering_of(runner)
+    compiled = torch.compile(model, backend="eager", fullgraph=True, dynamic=True)
+    x = torch.randn(4, H)
+    before = compiled(x)
+    steering.load(profile("p", Intervention(2, vector(5.0))))
+    steering.before_step(step_view(runner, schedule(runner, ("a", "p", 0, 4, 4))))
+    torch.testing.assert_close(compiled(x), before + 5.0)
+    steering.before_dummy()
+    steering.unload("p")
+    steering.load(profile("q", Intervention(2, vector(-1.0))))
+    steering.before_step(step_view(runner, schedule(runner, ("a", "q", 0, 4, 4))))
+    torch.testing.assert_close(compiled(x), before - 1.0)
+
+
+def test_a_request_of_a_profile_that_is_gone_stops_the_step() -> None:
+    runner = make_runner(Model())
+    steering = steering_of(runner)
+    steering.load(profile("p", Intervention(0, vector(1.0))))
+    steering.unload("p")
+    with pytest.raises(NotFound):
+        steering.before_step(step_view(runner, schedule(runner, ("a", "p", 0, 1, 1))))
+
+
+def test_a_full_bank_refuses_and_adapters_alone_need_no_row() -> None:
+    steering = steering_of(make_runner(Model()))
+    for name in ("p", "q"):
+        steering.load(profile(name, Intervention(0, vector(1.0))))
+    with pytest.raises(LimitExceeded):
+        steering.load(profile("r", Intervention(0, vector(1.0))))
+    assert steering.load(profile("adapter")).layers == frozenset()
+    steering.unload("p")
+    steering.load(profile("r", Intervention(0, vector(1.0))))
+    assert set(steering.live) == {"q", "r", "adapter"}
+
+
+def test_unknown_runners_and_models_are_refused() -> None:
+    with pytest.raises(BadInput, match="does not know"):
+        steering_of(SimpleNamespace())
+    with pytest.raises(BadInput, match="0 lists of 9 layers"):
+        decoder_layers(Model(), 9)
+    model = Model()
+    model.other = nn.Module()
+    model.other.blocks = nn.ModuleList(Block() for _ in range(L))
+    with pytest.raises(BadInput, match="2 lists"):
+        decoder_layers(model, L)
+    runner = make_runner(Model())
+    runner.vllm_config.speculative_config = object()
+    with pytest.raises(BadInput, match="speculative decoding"):
+        RunnerSteering(runner, rows=2)
+
+
+def test_blocks_past_the_prompt_are_keyed_by_its_length_only_for_scoped_profiles() -> None:
+    def request(extra: dict[str, Any] | None) -> Any:
+        return SimpleNamespace(num_prompt_tokens=40, sampling_params=SimpleNamespace(extra_args=extra))
+
+    scoped = request({SCOPED_KEY: 1})
+    assert [phase_key(scoped, end) for end in (32, 40, 48)] == [None, None, ("trimtab_prompt_length", 40)]
+    assert phase_key(request({"trimtab": "x"}), 48) is None
+    assert phase_key(request(None), 48) is None
+    assert phase_key(SimpleNamespace(num_prompt_tokens=1, sampling_params=None), 48) is None
+
+
+def test_the_plugin_leaves_other_vllms_alone() -> None:
+    code = (
+        "import os, sys; os.environ.pop('TRIMTAB_STEERING', None)\n"
+        "from trimtab.steering.vllm.plugin import register\n"
+        "register()\n"
+        "print(sorted(m for m in ('torch', 'vllm', 'numpy', 'yaml', 'pydantic') if m in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
