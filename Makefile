@@ -32,6 +32,7 @@ $(READY): requirements/cpu.txt pyproject.toml
 	@$(PIP) install --quiet --no-deps -r requirements/cpu.txt
 	@$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) install --quiet --force-reinstall "$$(grep '^torch==' requirements/cpu.txt)"
 	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@mkdir -p $(VENV)/src && ln -sfn ../.. $(VENV)/src/trimtab
 	@touch $@
 
 clean:

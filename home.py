@@ -28,6 +28,7 @@ def write_atomic(path: Path, data: str | bytes) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
+            os.fchmod(file.fileno(), 0o644)  # temporary files are private; what they become is not
             file.write(raw)
             file.flush()
             os.fsync(file.fileno())

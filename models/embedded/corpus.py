@@ -157,38 +157,43 @@ def suite_tasks(split: Split, family: str, n: int, seed: int) -> list[dict[str, 
     The intents take turns; the expected answer and final state are those of the reference calls on the real tools.
     """
     rng = random.Random(seed)
-    tasks: list[dict[str, Any]] = []
+    intents = list(INTENTS[family])
     with open_world() as world:
-        for index in range(n):
-            intent = list(INTENTS[family])[index % len(INTENTS[family])]
-            world.reset(rng)
-            before: dict[str, Any] = {}
-            dialogue = play(
-                split,
-                family,
-                intent,
-                rng,
-                Style(True, False),
-                world.run,
-                ask_back=False,
-                ready=lambda before=before: before.update(snapshot(world.home)),
+        return [
+            _suite_task(
+                rng, world, split, family, intents[i % len(intents)], f"{family}-{i:03d}-{intents[i % len(intents)]}"
             )
-            after = snapshot(world.home)
-            tasks.append(
-                {
-                    "id": f"{family}-{index:03d}-{intent}",
-                    "family": family,
-                    "ask": dialogue.turns[0]["content"],
-                    "today": world.today.isoformat(),
-                    "state": {k: v for k, v in before.items() if v},
-                    "tools": list(FAMILIES[family]),
-                    "expect": {
-                        "answer": list(dialogue.facts.needles),
-                        "state": {k: v for k, v in after.items() if v != before[k]},
-                    },
-                }
-            )
-    return tasks
+            for i in range(n)
+        ]
+
+
+def _suite_task(rng: random.Random, world: World, split: Split, family: str, intent: str, name: str) -> dict[str, Any]:
+    """One task: what is asked, the state before, and the answer and final state of the reference calls."""
+    world.reset(rng)
+    before: dict[str, Any] = {}
+    dialogue = play(
+        split,
+        family,
+        intent,
+        rng,
+        Style(True, False),
+        world.run,
+        ask_back=False,
+        ready=lambda: before.update(snapshot(world.home)),
+    )
+    after = snapshot(world.home)
+    return {
+        "id": name,
+        "family": family,
+        "ask": dialogue.turns[0]["content"],
+        "today": world.today.isoformat(),
+        "state": {k: v for k, v in before.items() if v},
+        "tools": list(FAMILIES[family]),
+        "expect": {
+            "answer": list(dialogue.facts.needles),
+            "state": {k: v for k, v in after.items() if v != before[k]},
+        },
+    }
 
 
 AXES = {"verbosity": ("detailed", "brief"), "register": ("casual", "formal")}
