@@ -101,7 +101,7 @@ def arm_of(chosen: Side, engine: Engine, *, concurrency: int = 4, large: Engine 
 
 
 def builder(profile: str | None, engine: Engine, *, large: Engine | None = None) -> Builder:
-    """Makes the agents of an arm. They share the engine and the router; their journals are kept in memory.
+    """Makes the agents of an arm. They share the engine and the router; their journal is kept in memory.
 
     Args:
         profile: a profile, `auto`, or None for the bare model.
@@ -117,10 +117,10 @@ def builder(profile: str | None, engine: Engine, *, large: Engine | None = None)
     # A policy without families always takes the bare model.
     policy = default_policy() if profile == AUTO else RoutingPolicy()
     pinned = None if profile == AUTO else profile
-    prices = load_prices()
+    prices, journal = load_prices(), Journal(":memory:")
 
     def build(tools: Any) -> Agent:
-        return Agent(tools, pinned, engine, large=large, policy=policy, journal=Journal(":memory:"), prices=prices)
+        return Agent(tools, pinned, engine, large=large, policy=policy, journal=journal, prices=prices)
 
     return build
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..errors import BadInput, EngineError, NotFound, TrimtabError
+from ..errors import BadInput, EngineError, EngineRefused, NotFound, TrimtabError
 from ..models.chat import Usage
 from .cost import Spent
 from .records import Arm, Evaluation, Record, RecordLog
@@ -20,11 +21,14 @@ from .score import Called, Outcome, score
 from .suite import Suite, Task
 
 if TYPE_CHECKING:
-    from ..agent.steps import Result
+    from ..agent.steps import Result, Step
     from ..tools import Toolset
 
 TOO_MANY_BROKEN = 5
 """After so many infrastructure errors in a row the engine is given up, rather than every task with it."""
+
+TOO_LONG = re.compile(r"context (length|window)|model's context|too many tokens|prompt is too long", re.IGNORECASE)
+"""How engines say that a conversation no longer fits: vLLM, OpenAI and others, and the one in this process."""
 
 Builder = Callable[["Toolset"], Any]
 """Makes an agent for a set of tools."""
@@ -122,57 +126,71 @@ async def run_task(task: Task, build: Builder, *, trial: int = 0) -> Record:
         everything = builtin_tools(home, today=lambda: task.today)
         tools = everything if task.tools is None else Toolset([everything.get(n) for n in task.tools])
         start = time.perf_counter()
+        steps: list[Step] = []
         result: Result | None = None
-        broken: str | None = None
+        limit = broken = None
         try:
-            result = await build(tools).arun(task.ask)
+            async for event in build(tools).stream(task.ask):
+                if event.step is not None:
+                    steps.append(event.step)
+                result = event.result
+        except EngineRefused as error:
+            # A conversation that outgrows the model is the model's own failure; anything else refused is ours.
+            limit, broken = (error.what, None) if TOO_LONG.search(error.what) else (None, str(error))
         except TrimtabError as error:
             broken = str(error)
         except Exception as error:
             broken = f"{type(error).__name__}: {error}"
         seconds = time.perf_counter() - start
-        outcome = outcome_of(result, tools, broken)
+        outcome = outcome_of(result, tools, steps=steps, limit=limit, broken=broken)
         judged = score(task, outcome, before, snapshot(home))
-    record = Record(
-        task.id,
-        task.family,
-        trial,
-        task.ask,
-        judged.success,
-        judged.code,
-        judged.reason,
-        outcome.answer,
-        seconds=seconds,
-    )
-    if result is None:
-        return record
-    models = [s for s in result.steps if s.kind == "model"]
-    return replace(
-        record,
+    models = [s for s in steps if s.kind == "model"]
+    return Record(
+        task=task.id,
+        family=task.family,
+        trial=trial,
+        ask=task.ask,
+        success=judged.success,
+        code=judged.code,
+        reason=judged.reason,
+        answer=outcome.answer,
         calls=tuple((c.name, c.arguments) for c in outcome.calls),
-        steps=len(result.steps),
+        steps=len(steps),
+        seconds=seconds,
         spent=tuple(Spent(s.model or "unknown", s.usage or Usage(), s.seconds) for s in models),
-        receipts=tuple({**asdict(r), "layers": list(r.layers)} for r in result.receipts),
+        receipts=tuple(
+            {**asdict(s.receipt), "layers": list(s.receipt.layers)} for s in models if s.receipt is not None
+        ),
         escalated=any(s.route is not None and s.route.engine == "large" for s in models),
     )
 
 
-def outcome_of(result: Result | None, tools: Toolset, broken: str | None = None) -> Outcome:
-    """A run in the terms of the scorer."""
-    if result is None:
-        return Outcome(None, broken=broken or "the run ended without a result")
+def outcome_of(
+    result: Result | None,
+    tools: Toolset,
+    *,
+    steps: Sequence[Step] = (),
+    limit: str | None = None,
+    broken: str | None = None,
+) -> Outcome:
+    """A run in the terms of the scorer.
+
+    Args:
+        result: None for a run that an error ended; then `steps` are those it came to, `limit` or `broken` the reason.
+    """
     calls = []
-    for step in result.steps:
+    for step in steps if result is None else result.steps:
         if step.kind != "tool" or step.tool is None:
             continue
         arguments = step.arguments
         text = arguments if isinstance(arguments, str) else json.dumps(arguments or {}, ensure_ascii=False)
         calls.append(Called(step.tool, text, bool(step.ok), None if step.ok else _fault(step.tool, text, tools)))
+    if result is None:
+        why = broken if broken or limit else "the run ended without a result"
+        return Outcome(None, tuple(calls), limit, why)
     stop = result.stopped
-    limit = (
-        stop.reason if stop is not None and stop.kind in ("steps", "tokens", "seconds", "tool_calls", "loop") else None
-    )
-    return Outcome(result.answer, tuple(calls), limit)
+    spent = stop is not None and stop.kind in ("steps", "tokens", "seconds", "tool_calls", "loop")
+    return Outcome(result.answer, tuple(calls), stop.reason if stop is not None and spent else None)
 
 
 def _fault(name: str, arguments: str, tools: Toolset) -> Literal["malformed", "unknown_tool"] | None:

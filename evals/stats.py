@@ -17,6 +17,9 @@ from typing import Literal
 
 from ..errors import BadInput
 
+CELLS = 2_000_000
+"""Numbers held at once by a bootstrap."""
+
 Verdict = Literal["non-inferior", "worse", "not shown"]
 
 
@@ -84,8 +87,12 @@ def paired_bootstrap(
     sums = np.bincount(at, weights=np.asarray(differences, dtype=np.float64))
     counts = np.bincount(at).astype(np.float64)
     m = len(order)
-    draws = np.random.default_rng(seed).multinomial(m, np.full(m, 1 / m), size=samples).astype(np.float64)
-    means = (draws @ sums) / (draws @ counts)  # one resampled mean per row
+    rng, means = np.random.default_rng(seed), np.empty(samples)
+    rows = max(1, CELLS // m)  # so many resamples at once: memory stays bounded for any number of tasks
+    for start in range(0, samples, rows):
+        stop = min(start + rows, samples)
+        draws = rng.multinomial(m, np.full(m, 1 / m), size=stop - start).astype(np.float64)
+        means[start:stop] = (draws @ sums) / (draws @ counts)
     low, high = np.quantile(means, [0.5 - level / 2, 0.5 + level / 2])
     return Interval(float(sums.sum() / counts.sum()), float(low), float(high), level, m)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from trimtab.agent import Agent
 from trimtab.agent.testing import ReplayEngine, call, calls
-from trimtab.errors import BadInput, EngineError, EngineUnavailable
+from trimtab.errors import BadInput, EngineError, EngineRefused, EngineUnavailable
 from trimtab.evals.arms import Side, arm_of, builder
 from trimtab.evals.records import Arm
 from trimtab.evals.run import run_suite
@@ -85,6 +85,8 @@ async def test_today_is_the_tasks_own(tmp_path: Path) -> None:
         ([call("complete_todo", item="tea"), "There is no such item"], "tool_error"),
         ([call("list_todos")] * 40, "loop"),
         ([EngineUnavailable("gone")], "engine_error"),
+        ([EngineRefused("HTTP 400: no such thing")], "engine_error"),
+        ([EngineRefused("HTTP 400: This model's maximum context length is 512 tokens")], "loop"),
         ([ValueError("a bug of ours")], "engine_error"),
     ],
 )
@@ -138,6 +140,14 @@ async def test_broken_runs_are_run_again(tmp_path: Path) -> None:
     assert [r.success for r in broken.records] == [None, None]
     mended = await run_suite(suite, build_with(ReplayEngine(obedient)), ARM, records=file)
     assert [r.success for r in mended.records] == [True, True]
+
+
+async def test_what_a_broken_run_spent_is_not_forgotten(tmp_path: Path) -> None:
+    script = [call("add_todo", item="item0"), EngineUnavailable("gone")]
+    suite = suite_of(tmp_path, add(0))
+    record = (await run_suite(suite, build_with(ReplayEngine(script, usage=Usage(50, 5))), ARM)).records[0]
+    assert (record.code, record.steps, len(record.spent)) == ("engine_error", 2, 1)
+    assert record.calls == (("add_todo", '{"item": "item0"}'),)
 
 
 async def test_a_dead_engine_is_given_up(tmp_path: Path) -> None:

@@ -1,0 +1,35 @@
+"""An evaluation on the real vLLM server: every model call comes with the receipt of what was asked for."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from trimtab.evals.arms import Side, arm_of, builder, require_profile
+from trimtab.evals.run import run_suite
+from trimtab.evals.suite import find_suite
+
+TOOLS = {"calc": ("convert_units", "calculate"), "office": ("add_todo", "find_contact", "add_event")}
+"""Few, so that the conversation fits even the random model of a checkout without weights."""
+pytestmark = pytest.mark.server
+
+
+async def test_every_call_has_its_receipt(server: Any, tmp_path: Path) -> None:
+    suite = replace(
+        find_suite("demo"), tasks=tuple(replace(t, tools=TOOLS[t.family]) for t in find_suite("demo").tasks)
+    )
+    known = await server.engine.profiles()
+    # In a checkout whose models are being trained anew there are no profiles; the bare model must still be evaluated.
+    profile = "calc" if "calc" in known else None
+    await require_profile(server.engine, profile)
+    arm = arm_of(Side(server.model, "vllm", profile), server.engine, concurrency=5)
+    got = await run_suite(suite, builder(profile, server.engine), arm, records=tmp_path / "records.jsonl")
+    assert "engine_error" not in {r.code for r in got.records}, [r.reason for r in got.records]
+    for record in got.records:
+        assert len(record.receipts) == len(record.spent)
+        for receipt in record.receipts:
+            assert receipt["engine"] == "vllm"
+            assert (receipt["profile"] or "").partition("@")[0] == (profile or "")
+        assert all(s.usage.prompt_tokens and s.usage.completion_tokens for s in record.spent)
+    assert any(record.receipts for record in got.records)
+    assert got.wall_seconds > 0
