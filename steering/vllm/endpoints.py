@@ -84,7 +84,7 @@ class TrimtabMiddleware:
                 await self._start(scope["app"].state)
             except Exception as error:
                 log.error("Trimtab could not start: %s", error, exc_info=not isinstance(error, TrimtabError))
-                # Said in so many words: only raised, uvicorn would take it for an application without start-up and go on.
+                # Said, not only raised: uvicorn would take that for an application without start-up and go on.
                 await send({"type": "lifespan.startup.failed", "message": f"Trimtab could not start: {error}"})
                 raise
         await self.app(scope, _replay(message, receive), send)

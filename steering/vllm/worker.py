@@ -36,7 +36,7 @@ class SteeringExtension:
 
         def describe() -> dict[str, Any]:
             steering = runner.steering_of(self.model_runner)
-            bank = steering.bank
+            bank, lora = steering.bank, self.model_runner.lora_config
             return {
                 "vllm": require_supported(),
                 "runner": type(self.model_runner).__qualname__,
@@ -45,6 +45,7 @@ class SteeringExtension:
                 "rows": bank.rows - 1,
                 "rows_used": len(bank.live()),
                 "lora_op": "trimtab" if lora_cpu.installed() else "stock",
+                "lora_slots": lora.max_loras if lora is not None else 0,
             }
 
         return _answer(describe)

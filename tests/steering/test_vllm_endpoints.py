@@ -18,7 +18,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-
 from trimtab.errors import TrimtabError
 from trimtab.home import file_sha256
 from trimtab.steering.document import Document

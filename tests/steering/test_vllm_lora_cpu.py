@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from trimtab.steering.vllm.lora_cpu import group, patch
 
 pytest.importorskip("vllm")
@@ -27,7 +26,7 @@ def wrapper_class(*, ours: bool) -> Any:
 
 
 def wrapper(slots: list[int], sampled: list[int], *, prefill: bool, ours: bool = True) -> Any:
-    """A wrapper told the slot of each row (-1: none), as the runner tells it: by adapter ids, slot s holding id s + 1."""
+    """A wrapper told each row's slot (-1: none) as the runner tells it: by adapter ids, slot s holding id s + 1."""
     from vllm.lora.layers import LoRAMapping
 
     made = wrapper_class(ours=ours)(64, 64, "cpu")

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from trimtab.errors import NotFound
 from trimtab.steering.vllm.steps import Ledger, LiveRow, StepView, fill
 
@@ -104,7 +103,7 @@ def test_a_step_larger_than_the_buffer_stops() -> None:
 
 
 def life(profile: str | None, prompt: int, answer: int, chunks: Sequence[int], begin: int = 0) -> list[list[Part]]:
-    """A request's steps: its prompt in chunks from `begin`, then one token at a time. The last answer token never runs."""
+    """A request's steps: its prompt in chunks from `begin`, then one token each. The last answer token never runs."""
     steps, at = [], begin
     for count in chunks:
         steps.append([Part("r", profile, at, count, prompt, "id")])
