@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..steering.store import ProfileStore
+    from .card import ModelCard
+    from .engines.vllm import VllmEngine
 
 
 def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -56,7 +62,7 @@ def _serve(args: argparse.Namespace) -> int:
     return asyncio.run(_keep(find_model(args.model or SMALL), ProfileStore(own, *extra, *shipped), args.host, port))
 
 
-async def _keep(card: object, store: object, host: str, port: int) -> int:
+async def _keep(card: ModelCard, store: ProfileStore, host: str, port: int) -> int:
     """Run a server until it is told to stop (0), or dies for good (the error says so)."""
     import asyncio
     import signal
@@ -64,7 +70,7 @@ async def _keep(card: object, store: object, host: str, port: int) -> int:
 
     from .engines.vllm import VllmEngine
 
-    engine = VllmEngine(card, store, host=host, port=port, share=True, progress=_say)  # type: ignore[arg-type]
+    engine = VllmEngine(card, store, host=host, port=port, share=True, progress=_say)
     work = asyncio.ensure_future(_run(engine))
     loop = asyncio.get_running_loop()
     stopped: list[int] = []
@@ -85,11 +91,8 @@ async def _keep(card: object, store: object, host: str, port: int) -> int:
     return 0
 
 
-async def _run(engine: object) -> None:
+async def _run(engine: VllmEngine) -> None:
     """Open the engine, say where it is, start it again once if it dies."""
-    from .engines.vllm import VllmEngine
-
-    assert isinstance(engine, VllmEngine)
     await engine.open()
     while True:
         print(engine.url, flush=True)

@@ -131,6 +131,20 @@ class HttpEngine:
             return []
         return [name for name in await served_models(self) or () if name != self._model]
 
+    async def load(self, profile: str) -> None:
+        """Make a profile of a Trimtab server's store live.
+
+        Raises:
+            NotFound, EngineRefused: the server has no such profile, or cannot apply it; in its words.
+            EngineUnavailable: there is no answer.
+        """
+        try:
+            answer = await self._client().post(f"{self.root}/v1/trimtab/profiles/load", json={"name": profile})
+        except httpx.HTTPError as error:
+            raise EngineUnavailable(_reason(error), where=self.root) from None
+        if answer.status_code != 200:
+            raise wire.error_of(answer.status_code, answer.text, where=self.root, secret=self._key)
+
     async def get(self, path: str) -> httpx.Response:
         """GET a path below the root, such as `/health`; one try.
 

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
-from ...errors import BadInput, EngineUnavailable, TrimtabError
+from ...errors import BadInput, EngineUnavailable, NotFound, TrimtabError
 from ...home import home
 from ...steering.store import ProfileStore
 from ...steering.vllm.launch import server_arguments, server_environment
@@ -25,6 +25,9 @@ LONGEST_CONTEXT = 8192
 """Tokens of context served at most: the KV cache must hold at least one whole request."""
 MOST_ADAPTERS = 16
 """Adapter slots of one batch at most; every slot costs memory and time in each step."""
+
+SMALLEST_RANK = 32
+"""Room for adapters at least, so that profiles learned while the server runs can be loaded."""
 
 WARM_UP_TOOL = {"type": "function", "function": {"name": "wait", "parameters": {"type": "object", "properties": {}}}}
 
@@ -90,10 +93,10 @@ def make_server(card: ModelCard, store: ProfileStore, *, host: str = "127.0.0.1"
 
 
 def adapter_needs(card: ModelCard, store: ProfileStore) -> tuple[int, int]:
-    """How many different adapters the profiles for this model need, and the largest rank among them (at least 16)."""
+    """How many different adapters the profiles for this model need, and the largest rank among them."""
     from ...steering.weights import merged_adapter
 
-    found, rank = set(), 16
+    found, rank = set(), SMALLEST_RANK
     for profile in store.all():
         if isinstance(profile, BadInput) or profile.base_sha256 != card.sha256:
             continue
@@ -216,8 +219,8 @@ class VllmEngine:
         server = self._live
         try:
             return await server.chat(request)
-        except EngineUnavailable as error:
-            await self._revive(server, error)
+        except (EngineUnavailable, NotFound) as error:
+            await self._mend(server, request, error)
         return await self._live.chat(request)
 
     async def stream(self, request: ChatRequest) -> AsyncIterator[Delta]:
@@ -230,10 +233,10 @@ class VllmEngine:
                     begun = True
                     yield piece
                 return
-            except EngineUnavailable as error:
+            except (EngineUnavailable, NotFound) as error:
                 if begun or last:
                     raise
-                await self._revive(server, error)
+                await self._mend(server, request, error)
             finally:
                 await pieces.aclose()  # type: ignore[attr-defined]
 
@@ -288,6 +291,21 @@ class VllmEngine:
         if self._share:
             register(running)
         self._progress(f"ready at {server.url} after {time.monotonic() - began:.0f} s")
+
+    async def _mend(self, server: HttpEngine, request: ChatRequest, error: EngineUnavailable | NotFound) -> None:
+        """Make it worth while to ask again: bring a dead server back, make a profile of the store live; else raise."""
+        if isinstance(error, EngineUnavailable):
+            await self._revive(server, error)
+            return
+        if request.profile is None:
+            raise error
+        try:
+            # A profile learned after the server started. The store says whether there is one, or names those there are.
+            await asyncio.to_thread(self.store.get, request.profile)
+        except NotFound:
+            raise error from None
+        self._progress(f"making profile {request.profile} live")
+        await server.load(request.profile)
 
     async def _revive(self, asked: HttpEngine, error: EngineUnavailable) -> None:
         """Start the server again if it died under a request to `asked`; else pass the error on."""

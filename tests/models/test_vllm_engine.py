@@ -24,6 +24,7 @@ from trimtab.models.engines import open_engine
 from trimtab.models.engines.http import HttpEngine
 from trimtab.models.engines.vllm import VllmEngine
 from trimtab.models.server import free_port
+from trimtab.steering.profile import Document, save_profile
 from trimtab.steering.store import ProfileStore
 
 pytestmark = pytest.mark.server
@@ -74,6 +75,38 @@ async def test_the_same_seed_draws_the_same(server: Any) -> None:
     request = ChatRequest((user("hi"),), sampling=Sampling(temperature=1.5, max_tokens=16, seed=5))
     replies = await asyncio.gather(*[server.engine.chat(request) for _ in range(3)])
     assert len({r.message for r in replies}) == 1
+
+
+async def test_a_profile_learned_meanwhile_is_made_live_when_it_is_asked_for(server: Any) -> None:
+    import torch
+
+    card = find_model(server.model_dir)
+    name = "learned-meanwhile"
+    document = Document.model_validate(
+        {
+            "format": 1,
+            "name": name,
+            "base": {"model": card.name, "sha256": card.sha256},
+            "interventions": [{"layer": 0, "file": "v.safetensors", "tensor": "v", "strength": 3.0}],
+        }
+    )
+    folder = server.roots[0] / f"{name}@1"
+    save_profile(folder, document, tensors={"v.safetensors": {"v": torch.ones(card.hidden_size)}})
+    try:
+        assert name not in await server.engine.profiles()
+        reply = await server.engine.chat(ChatRequest(ASK.messages, profile=name))
+        assert reply.receipt is not None
+        assert reply.receipt.profile == f"{name}@1"
+        assert name in await server.engine.profiles()
+        httpx.post(f"{server.url}/v1/trimtab/profiles/unload", json={"name": name}, timeout=60).raise_for_status()
+        stream = [piece async for piece in server.engine.stream(ChatRequest(ASK.messages, profile=name))]
+        assert stream[-1].reply is not None
+        assert stream[-1].reply.message == reply.message
+    finally:
+        httpx.post(f"{server.url}/v1/trimtab/profiles/unload", json={"name": name}, timeout=60)
+        shutil.rmtree(folder)
+    with pytest.raises(NotFound, match=name):
+        await server.engine.chat(ChatRequest(ASK.messages, profile=name))
 
 
 async def running_requests(url: str) -> float:
