@@ -186,7 +186,7 @@ def write_model(model: Any, tokenizer_home: Path, directory: Path) -> None:
     fresh = directory / "model.safetensors.new"
     save_file(tensors, fresh, {"format": "pt"})
     fresh.replace(directory / "model.safetensors")
-    config = {**model.config.to_dict(), "use_cache": True, "dtype": "bfloat16"}
+    config = model.config.to_dict() | {"architectures": [type(model).__name__], "use_cache": True, "dtype": "bfloat16"}
     write_atomic(directory / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
     generation = {
         "eos_token_id": model.config.eos_token_id,

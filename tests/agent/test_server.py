@@ -6,15 +6,10 @@ from typing import Any
 
 import pytest
 from trimtab.agent import Agent, Journal
-from trimtab.agent.router import load_router
-from trimtab.models.embedded import MODELS, PROFILES, SMALL
 from trimtab.tools.builtin import builtin_tools
 from trimtab.tools.builtin.state import snapshot
 
-pytestmark = [
-    pytest.mark.server,
-    pytest.mark.skipif(not (MODELS / SMALL).exists(), reason="the embedded model is not trained yet"),
-]
+pytestmark = pytest.mark.server
 
 
 def agent(server: Any, place: Path, profile: str | None = None) -> Any:
@@ -22,7 +17,6 @@ def agent(server: Any, place: Path, profile: str | None = None) -> Any:
     return Agent(tools, profile, server.url, model=server.model, journal=Journal(place / "journal.db"))
 
 
-@pytest.mark.skipif(not (PROFILES / "calc").exists(), reason="the profile calc is not trained yet")
 async def test_a_calculation(server: Any, tmp_path: Path) -> None:
     result = await agent(server, tmp_path, "calc").arun("what is 1001 divided by 7")
     assert "143" in result.answer
@@ -31,8 +25,6 @@ async def test_a_calculation(server: Any, tmp_path: Path) -> None:
     assert result.usage.prompt_tokens > 0
 
 
-@pytest.mark.skipif(not (PROFILES / "office").exists(), reason="the profile office is not trained yet")
-@pytest.mark.skipif(load_router() is None, reason="the router is not trained yet")
 async def test_a_routed_request_acts(server: Any, tmp_path: Path) -> None:
     result = await agent(server, tmp_path).arun("add milk to my to-do list")
     route = result.steps[0].route

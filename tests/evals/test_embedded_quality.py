@@ -6,7 +6,6 @@ import json
 from typing import Any
 
 import pytest
-
 from trimtab.cli import main
 from trimtab.home import file_sha256
 from trimtab.models.embedded import LARGE, MODELS, SMALL, default_store
