@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Sequence
 from decimal import Decimal
 from pathlib import Path
 
@@ -22,7 +23,7 @@ SMALL = Arm("nano, routed", "nano", "vllm", routed=True)
 LARGE = Arm("big (stand-in)", "big", "vllm", stand_in=True)
 
 
-def evaluation(arm: Arm, outcomes: list[bool | None], seconds: float = 1.0, sha: str = "abc") -> Evaluation:
+def evaluation(arm: Arm, outcomes: Sequence[bool | None], seconds: float = 1.0, sha: str = "abc") -> Evaluation:
     draw = random.Random(arm.label)
     records = []
     for i, success in enumerate(outcomes):

@@ -143,7 +143,7 @@ async def test_broken_runs_are_run_again(tmp_path: Path) -> None:
 
 
 async def test_what_a_broken_run_spent_is_not_forgotten(tmp_path: Path) -> None:
-    script = [call("add_todo", item="item0"), EngineUnavailable("gone")]
+    script: list[Any] = [call("add_todo", item="item0"), EngineUnavailable("gone")]
     suite = suite_of(tmp_path, add(0))
     record = (await run_suite(suite, build_with(ReplayEngine(script, usage=Usage(50, 5))), ARM)).records[0]
     assert (record.code, record.steps, len(record.spent)) == ("engine_error", 2, 1)

@@ -1,12 +1,13 @@
 """Checkers and failure codes."""
 
 from datetime import date
+from typing import Any
 
 import pytest
 from trimtab.evals.score import Called, Outcome, missing_from_answer, score, state_differences
 from trimtab.evals.suite import Expect, Task
 
-EMPTY = {"events": [], "contacts": [], "todos": [], "done": [], "files": {}}
+EMPTY: dict[str, Any] = {"events": [], "contacts": [], "todos": [], "done": [], "files": {}}
 
 
 def task(**expect: object) -> Task:
