@@ -16,7 +16,7 @@ from typing import Any
 
 from ...errors import TrimtabError
 from ..profile import load_profile
-from . import lora_cpu, runner
+from . import attention_cpu, lora_cpu, runner
 from .plugin import SWITCH
 from .versions import require_supported
 
@@ -92,3 +92,4 @@ def _answer(function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 if os.environ.get(SWITCH) == "1":
     runner.install(int(os.environ.get(ROWS_VARIABLE, DEFAULT_ROWS)))
     lora_cpu.install()
+    attention_cpu.install()

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from trimtab.steering.vllm import attention_cpu
 from trimtab.steering.vllm.lora_cpu import group, patch
 
 pytest.importorskip("vllm")
@@ -118,3 +119,16 @@ def test_rows_that_lie_together_are_a_slice() -> None:
     assert (first, rows, second) == (1, slice(0, 2), 0)
     assert isinstance(scattered, torch.Tensor)
     assert scattered.tolist() == [3, 5]
+
+
+def test_attention_stays_off_amx(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.v1.attention.backends import cpu_attn
+
+    monkeypatch.setattr(cpu_attn, "_get_attn_isa", cpu_attn._get_attn_isa)  # put back what install replaces
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    monkeypatch.delenv("TRIMTAB_AMX", raising=False)
+    assert cpu_attn._get_attn_isa(torch.bfloat16, 32, 64, "auto") == "amx"
+    attention_cpu.install()
+    attention_cpu.install()
+    assert cpu_attn._get_attn_isa(torch.bfloat16, 32, 64, "auto") == "vec"
+    assert cpu_attn._get_attn_isa(torch.bfloat16, 48, 64, "auto") == "vec16"
