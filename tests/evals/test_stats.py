@@ -73,8 +73,8 @@ def test_bootstrap_by_enumeration_of_all_resamples() -> None:
         sum(sums[i] for i in drawn) / sum(counts[i] for i in drawn) for drawn in itertools.product(range(3), repeat=3)
     )
     got = stats.paired_bootstrap(values, names, level=0.80, samples=40_000)
-    assert (got.estimate, got.n) == (pytest.approx(4 / 6), 3)
-    assert (got.low, got.high) == (pytest.approx(means[2]), pytest.approx(means[24]))
+    assert got.n == 3
+    assert [got.estimate, got.low, got.high] == pytest.approx([4 / 6, means[2], means[24]])
 
 
 def test_clusters_widen_the_interval() -> None:
@@ -112,7 +112,7 @@ def test_tango_ends_solve_the_score_equation_with_a_brute_force_likelihood(b: in
 
 def test_tango_without_discordance_has_a_closed_form() -> None:
     z2 = stats.z_score(0.975) ** 2
-    assert stats.tango(0, 0, 30) == (pytest.approx(-z2 / (30 + z2)), pytest.approx(z2 / (30 + z2)))
+    assert stats.tango(0, 0, 30) == pytest.approx((-z2 / (30 + z2), z2 / (30 + z2)))
 
 
 def test_reachable_margin_worked_example() -> None:
