@@ -19,7 +19,8 @@ from ...tools.builtin.state import seed as seed_state
 from ...tools.builtin.state import snapshot
 from . import random_tools
 from .answers import Style, draw_style, tagged_style, word_answer
-from .families import INTENTS, Dialogue, ask_for, phrasings, play, refuse
+from .families import Dialogue, ask_for, phrasings, play, refuse
+from .intents import INTENTS
 
 Split = Literal["train", "test"]
 Document = dict[str, Any]

@@ -9,7 +9,8 @@ import pytest
 from trimtab.cli import main
 from trimtab.home import file_sha256
 from trimtab.models.embedded import LARGE, MODELS, SMALL, default_store
-from trimtab.models.embedded.families import INTENTS, phrasings, plain
+from trimtab.models.embedded.families import phrasings, plain
+from trimtab.models.embedded.intents import INTENTS
 
 
 @pytest.mark.parametrize("name", [SMALL, LARGE])
