@@ -193,6 +193,7 @@ def _suite_task(rng: random.Random, world: World, split: Split, family: str, int
         "expect": {
             "answer": list(dialogue.facts.needles),
             "state": {k: v for k, v in after.items() if v != before[k]},
+            "calls": [{"name": name, "arguments": arguments} for name, arguments in dialogue.calls],
         },
     }
 
