@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-
 from trimtab.errors import BadInput, LimitExceeded, NotFound
 from trimtab.steering.intervention import Intervention
 from trimtab.steering.vllm.cache_keys import SCOPED_KEY, phase_key
-from trimtab.steering.vllm.runner import RunnerSteering, decoder_layers, step_view, steering_of
+from trimtab.steering.vllm.runner import RunnerSteering, decoder_layers, steering_of, step_view
 
 H, L = 6, 3
 

@@ -76,7 +76,7 @@ class Bench:
             )
             for name, parameter in wrapped.named_parameters():
                 if "lora_B" in name:
-                    torch.nn.init.normal_(parameter, std=0.05)
+                    torch.nn.init.normal_(parameter, std=0.1)
             wrapped.save_pretrained(target)
             wrapped.unload()
             torch.random.set_rng_state(state)
@@ -112,9 +112,13 @@ class Bench:
         del self.profiles[name]
         shutil.rmtree(self.roots[0] / f"{name}@1")
 
-    @torch.no_grad()
     def reference(self, name: str, prompt: list[int], new: int = NEW) -> list[int]:
         """What Hugging Face, PEFT and hooks answer, greedily and without an end token."""
+        return self.scored(name, prompt, new)[0]
+
+    @torch.no_grad()
+    def scored(self, name: str, prompt: list[int], new: int = NEW) -> tuple[list[int], list[float]]:
+        """As `reference`, with the natural log of each token's probability."""
         profile = self.profiles[name]
         with ExitStack() as stack:
             model: Any = self.hf
@@ -129,12 +133,16 @@ class Bench:
                 do_sample=False,
                 eos_token_id=None,
                 pad_token_id=0,
+                return_dict_in_generate=True,
+                output_logits=True,
             )
-        return [int(i) for i in out[0, len(prompt) :]]
+        ids = [int(i) for i in out.sequences[0, len(prompt) :]]
+        rows = [logits[0].float().log_softmax(-1) for logits in out.logits]
+        return ids, [float(row[i]) for row, i in zip(rows, ids, strict=True)]
 
     def body(self, name: str, prompt: list[int], new: int = NEW, **more: Any) -> dict[str, Any]:
-        fixed = {"temperature": 0, "ignore_eos": True, "return_token_ids": True, "trimtab": {"receipt": True}}
-        return {"model": name, "prompt": prompt, "max_tokens": new, **fixed, **more}
+        fixed = {"temperature": 0, "ignore_eos": True, "return_token_ids": True, "logprobs": 1}
+        return {"model": name, "prompt": prompt, "max_tokens": new, "trimtab": {"receipt": True}, **fixed, **more}
 
     def ask(self, name: str, prompt: list[int], new: int = NEW, **more: Any) -> dict[str, Any]:
         answer = self.http.post("/v1/completions", json=self.body(name, prompt, new, **more))
@@ -194,7 +202,9 @@ def test_a_mixed_batch_equals_the_reference_for_each_request(bench: Bench) -> No
     asked = [(name, bench.prompt(length)) for length in (3, 40, 77) for name in (bench.model, *NAMES)]
     answers = bench.together(asked)
     for (name, prompt), answer in zip(asked, answers, strict=True):
-        assert tokens(answer) == bench.reference(name, prompt), f"{name}, {len(prompt)} prompt tokens"
+        ids, logprobs = bench.scored(name, prompt)
+        assert tokens(answer) == ids, f"{name}, {len(prompt)} prompt tokens"
+        assert answer["choices"][0]["logprobs"]["token_logprobs"] == pytest.approx(logprobs, abs=2e-3), name
         found = receipt(answer)
         assert found["tokens_steered"] == steered_positions(name, len(prompt), NEW)
         profile = bench.profiles[name]
@@ -207,8 +217,9 @@ def test_a_mixed_batch_equals_the_reference_for_each_request(bench: Bench) -> No
 def test_profiles_change_answers(bench: Bench) -> None:
     """The comparisons above would mean little if the profiles did nothing."""
     prompt = bench.prompt(40)
-    answers = {name: tuple(tokens(bench.ask(name, prompt))) for name in (bench.model, *NAMES)}
-    assert len(set(answers.values())) == len(answers), answers
+    scores = {name: bench.ask(name, prompt)["choices"][0]["logprobs"]["token_logprobs"] for name in bench.profiles}
+    for one, other in itertools.combinations(scores, 2):
+        assert scores[one] != pytest.approx(scores[other], abs=0.02), f"{one} and {other} answer alike"
 
 
 def test_prefills_in_chunks_equal_the_reference(bench: Bench) -> None:
