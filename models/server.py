@@ -235,15 +235,20 @@ def meaningful_lines(text: str, count: int = 8) -> list[str]:
     prefix = re.compile(r"^(\([^)]*\) )?((INFO|WARNING|ERROR|DEBUG|CRITICAL) \S+ \S+ \[[^\]]*\] ?)?")
     errors: list[str] = []
     rest: list[str] = []
+    telling = False  # whether an error was just named: indented lines after it are its message, not a traceback
     for line in lines:
         found = prefix.match(line)
         level = found.group(3) if found else None
-        said = line[found.end() :] if found else line
-        if not said.strip() or re.match(r'\s|File "|Traceback|During handling|The above exception', said):
-            continue
-        bare = level is None and re.match(r"[\w.]*(Error|Exception|Interrupt)\b|[Ff]atal|cannot ", said)
-        is_error = level in ("ERROR", "CRITICAL") or bare
-        (errors if is_error else rest).append(said.rstrip()[:400])
+        said = (line[found.end() :] if found else line).rstrip()[:400]
+        if not said or re.match(r'\s*(File "|[\^~]+$)|Traceback|During handling|The above exception', said):
+            telling = False
+        elif said[0].isspace():
+            if telling:
+                errors[-1] = f"{errors[-1]} {said.strip()}"[:600]
+        else:
+            bare = level is None and bool(re.match(r"[\w.]*(Error|Exception|Interrupt)\b|[Ff]atal|cannot ", said))
+            telling = bare or level in ("ERROR", "CRITICAL")
+            (errors if telling else rest).append(said)
     return list(dict.fromkeys(errors))[-count:] or rest[-count // 2 :]
 
 

@@ -24,7 +24,7 @@ from trimtab.models.engines.local import LocalEngine
 from trimtab.steering.profile import Document, save_profile
 from trimtab.steering.store import ProfileStore
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.timeout(900)]  # a hundred answers twice, on two cores
 
 RANDOM = ("random-lora", "random-delta", "random-prompt", "random-generated", "random-all", "random-everything")
 

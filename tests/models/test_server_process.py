@@ -241,8 +241,13 @@ def test_meaningful_lines_are_the_errors_without_frames() -> None:
         "Traceback (most recent call last):\n"
         '  File "y.py", line 9, in g\n'
         "    raise\n"
-        "RuntimeError: Engine core initialization failed\n"
+        "    ^^^^^\n"
+        "pydantic.ValidationError: 1 validation error for Config\n"
+        "  Value error, unknown method\n"
     )
-    assert meaningful_lines(log) == ["OSError: disk on fire", "RuntimeError: Engine core initialization failed"]
+    assert meaningful_lines(log) == [
+        "OSError: disk on fire",
+        "pydantic.ValidationError: 1 validation error for Config Value error, unknown method",
+    ]
     assert meaningful_lines("one\n\ntwo\n") == ["one", "two"]
     assert meaningful_lines("") == []
