@@ -116,7 +116,7 @@ class TrimtabMiddleware:
                 "model": live.base_names[0],
                 "profiles": [entry.describe() for entry in live.profiles()],
                 "refused": live.refused,
-                "worker": live.worker,
+                "worker": await live.ask_worker(),
             }
         if method == "POST" and what in ("profiles/load", "profiles/unload"):
             body = _object(await _read(receive))

@@ -142,7 +142,7 @@ class LiveProfiles:
         Raises:
             TrimtabError: steering is not installed, or a wanted profile does not load.
         """
-        self.worker = await self._ask("trimtab_describe")
+        self.worker = await self.ask_worker()
         if wanted is not None:
             for spec in wanted:
                 await self.load(spec)
@@ -159,6 +159,10 @@ class LiveProfiles:
                 self.refused[found.id] = str(error)
         for name, reason in self.refused.items():
             log.warning("Profile %s is not live: %s", name, reason)
+
+    async def ask_worker(self) -> dict[str, Any]:
+        """What runs the model, and how full its bank is. Raises EngineError when it does not answer."""
+        return await self._ask("trimtab_describe")
 
     def resolve(self, model: str) -> LiveProfile | None:
         """The live profile a request's `model` names, or None for the base model.
