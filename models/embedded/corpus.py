@@ -25,6 +25,8 @@ from .intents import INTENTS
 Split = Literal["train", "test"]
 Document = dict[str, Any]
 BASE_MIX = {"any": 0.54, "calc": 0.22, "office": 0.24}
+SECOND_MIX = {"any": 0.3, "calc": 0.32, "office": 0.38}
+"""Shares of the second training cycle, which is about the families and shows their tools as they are in use."""
 
 
 class World:
@@ -77,12 +79,14 @@ def family_document(
     *,
     whole: float = 0.2,
     style: Style | None = None,
+    requests: tuple[int, ...] = (1, 2, 2, 3),
 ) -> Document:
     """One document of a family: one to three requests played on the real tools.
 
     Args:
         whole: share of documents that show all tools of the family in their usual order.
         style: fixed style without a tag; None draws one and tags four documents of ten.
+        requests: how many requests a document makes; one of these is drawn.
     """
     world.reset(rng)
     messages: list[dict[str, Any]] = []
@@ -93,7 +97,7 @@ def family_document(
             style = tagged_style(set(tag.removeprefix("Style: ").rstrip(".").split(", ")), rng)
             messages.append({"role": "system", "content": tag})
     used: set[str] = set()
-    for _ in range(rng.choice((1, 2, 2, 3))):
+    for _ in range(rng.choice(requests)):
         dialogue = _dialogue(rng, world, family, split, style)
         used |= {name for name, _ in dialogue.calls}
         messages += dialogue.turns
@@ -117,11 +121,12 @@ def _dialogue(rng: random.Random, world: World, family: str, split: Split, style
     return play(split, family, rng.choice(list(INTENTS[family])), rng, style, world.run)
 
 
-def base_documents(seed: int, world: World, copy_share: float = 0.03) -> Iterator[Document]:
-    """The endless corpus of the base models. `copy_share` of the documents are pure copying (more of it at the start of
-    a training run, so that copying heads form early)."""
+def base_documents(seed: int, world: World, *, second: bool = False, copy_share: float = 0.03) -> Iterator[Document]:
+    """The endless corpus of the base models; `second` is that of their second training cycle. `copy_share` of the
+    documents are pure copying."""
     rng = random.Random(seed)
-    kinds, weights = list(BASE_MIX), list(BASE_MIX.values())
+    mix = SECOND_MIX if second else BASE_MIX
+    kinds, weights = list(mix), list(mix.values())
     while True:
         kind = rng.choices(kinds, weights)[0]
         if rng.random() < copy_share:
@@ -129,7 +134,7 @@ def base_documents(seed: int, world: World, copy_share: float = 0.03) -> Iterato
         elif kind == "any":
             yield random_tools.document(rng)
         else:
-            yield family_document(rng, world, kind)
+            yield family_document(rng, world, kind, whole=0.5 if second else 0.2)
 
 
 def family_documents(seed: int, world: World, family: str, style: Style | None = None) -> Iterator[Document]:

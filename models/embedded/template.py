@@ -51,7 +51,8 @@ CHAT_TEMPLATE = r"""
 {%- set required = schema.required if schema.required is defined and schema.required else [] -%}
 {{ f.name }}(
 {%- for name, p in (schema.properties if schema.properties is defined else {}).items() -%}
-{{ name }}{{ "" if name in required else "?" }}: {{ kind(p) }}{{ ", " if not loop.last }}
+{%- set type = kind(p) -%}
+{{ name }}{{ "" if name in required else "?" }}{{ ": " ~ type if type != "string" }}{{ ", " if not loop.last }}
 {%- endfor -%}
 ){{ ": " ~ f.description if f.description is defined and f.description else "" }}{{ "\n" }}
 {%- endfor -%}</tools>{%- endif -%}

@@ -57,11 +57,13 @@ def chunked(
 
     def batches(start: int) -> Iterator[Rows]:
         for chunk in itertools.count(start // CHUNK):
-            rows = pack(examples(chunk), recipe.length)
+            later = recipe.second is not None and chunk * CHUNK >= recipe.second
+            length, size = (recipe.second_length, recipe.second_batch) if later else (recipe.length, recipe.batch)
+            rows = pack(examples(chunk), length)
             for step in range(chunk * CHUNK, (chunk + 1) * CHUNK):
-                batch = list(itertools.islice(rows, recipe.batch))
+                batch = list(itertools.islice(rows, size))
                 if step >= start:
-                    yield to_rows(batch, recipe.length)
+                    yield to_rows(batch, length)
 
     return batches
 
@@ -155,7 +157,8 @@ def train_base(
                 return random_tools.documents(seed, copy_share=0.4 if chunk < COPY_FIRST else 0.04)
             from ..embedded.corpus import base_documents
 
-            return base_documents(seed, world())
+            second = grow_from is not None or (recipe.second is not None and chunk * CHUNK >= recipe.second)
+            return base_documents(seed, world(), second=second)
 
         curve = fit(model, recipe, chunked(recipe, tokenizer, documents), checkpoint=work / "checkpoint", report=report)
         sample = list(itertools.islice(documents(100), 500))

@@ -32,10 +32,13 @@ class Point:
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
-    """The learning rate of a step: warm-up, stable, linear decay."""
-    warm = min(1.0, (step + 1) / max(1, recipe.warmup))
-    left = min(1.0, (recipe.steps - step) / max(1, recipe.decay))
-    return recipe.lr * min(warm, left)
+    """The learning rate of a step: warm-up, stable, linear decay; and once more from `second` on, if there is one."""
+    first = recipe.second is None or step < recipe.second
+    begin = 0 if first else (recipe.second or 0)
+    end = recipe.second if first and recipe.second is not None else recipe.steps
+    warm = min(1.0, (step - begin + 1) / max(1, recipe.warmup))
+    left = min(1.0, (end - step) / max(1, recipe.decay))
+    return (recipe.lr if first else recipe.second_lr) * min(warm, left)
 
 
 def _mask(rows: Rows) -> torch.Tensor:

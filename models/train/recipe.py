@@ -14,7 +14,8 @@ from ...errors import BadInput
 class Recipe(BaseModel):
     """How to train. Lengths are tokens, times are optimizer steps.
 
-    The learning rate warms up over `warmup` steps, stays at `lr`, and falls to zero linearly over the last `decay`
+    With `second` a second cycle of the learning rate begins at that step, at `second_lr` and with the corpus' second mix,
+    in rows of `second_length` tokens. The learning rate warms up over `warmup` steps, stays at `lr`, and falls to zero linearly over the last `decay`
     steps (warm-up, stable, decay). AdamW is bias-corrected (arXiv 2006.04884: without it fine-tuning fails at random).
     """
 
@@ -26,6 +27,10 @@ class Recipe(BaseModel):
     lr: float = Field(gt=0)
     warmup: int = 50
     decay: int = Field(100, ge=0)
+    second: int | None = None
+    second_lr: float = 0.0015
+    second_length: int = 640
+    second_batch: int = 5
     weight_decay: float = 0.1
     beta2: float = 0.98
     clip: float = 1.0
