@@ -14,9 +14,10 @@ from ...errors import BadInput
 class Recipe(BaseModel):
     """How to train. Lengths are tokens, times are optimizer steps.
 
-    With `second` a second cycle of the learning rate begins at that step, at `second_lr` and with the corpus' second mix,
-    in rows of `second_length` tokens. The learning rate warms up over `warmup` steps, stays at `lr`, and falls to zero linearly over the last `decay`
-    steps (warm-up, stable, decay). AdamW is bias-corrected (arXiv 2006.04884: without it fine-tuning fails at random).
+    The learning rate warms up over `warmup` steps, stays at `lr`, and falls to zero linearly over the last `decay`
+    steps (warm-up, stable, decay). With `second` another cycle begins at that step: at `second_lr`, with the corpus'
+    second mix, in batches of `second_batch` rows of `second_length` tokens. AdamW is bias-corrected (arXiv 2006.04884:
+    without it fine-tuning fails at random).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
