@@ -114,7 +114,7 @@ def builder(profile: str | None, engine: Engine, *, large: Engine | None = None)
 
     if large is not None and profile != AUTO:
         raise BadInput("only the router hands steps to the large model", where="--escalate", fix="Use it with `auto`.")
-    # A policy without families always takes the bare model; one with them also offers a family's profile its tools only.
+    # A policy without families always takes the bare model; one with them offers a family's profile only its tools.
     policy = RoutingPolicy() if profile is None else default_policy()
     pinned = None if profile == AUTO else profile
     prices, journal = load_prices(), Journal(":memory:")

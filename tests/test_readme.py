@@ -7,7 +7,6 @@ import shlex
 from pathlib import Path
 
 import pytest
-
 from trimtab.cli import build_parser
 
 ROOT = Path(__file__).parents[1]
@@ -29,7 +28,8 @@ def test_the_ten_lines_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 def test_every_command_it_shows_exists() -> None:
     text = README.replace("\\\n", " ")
-    lines = [line.split("#")[0].strip() for block in re.findall(r"```bash\n(.*?)```", text, re.S) for line in block.split("\n")]
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.S)
+    lines = [line.split("#")[0].strip() for block in blocks for line in block.split("\n")]
     commands = [line for line in lines if line.startswith("trimtab ")]
     assert len(commands) >= 8
     for line in commands:

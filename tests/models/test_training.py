@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
-
 from trimtab.cli import main
 from trimtab.errors import BadInput
 from trimtab.models.embedded import MODELS, SMALL
@@ -135,7 +134,8 @@ def test_one_command_makes_a_profile_of_a_users_examples(tmp_path: Path, capsys:
     ]
     data = tmp_path / "mine.jsonl"
     data.write_text("\n".join(map(json.dumps, rows)))
-    arguments = ["train", "adapter", "mine", "--data", str(data), "--steps", "4", "--store", str(tmp_path / "s"), "--json"]
+    options = ["--data", str(data), "--steps", "4", "--store", str(tmp_path / "s"), "--json"]
+    arguments = ["train", "adapter", "mine", *options]
     assert main(arguments) == 0
     card = json.loads(capsys.readouterr().out)
     assert card["data"]["file"] == "mine.jsonl"
