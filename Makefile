@@ -29,9 +29,9 @@ $(READY): requirements/cpu.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Trimtab needs Python 3.11 or newer, this is " + sys.version) if sys.version_info < (3, 11) else None'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing Trimtab's packages into $(VENV) (a few minutes the first time)"
-	@$(PIP) install --quiet --no-deps -r requirements/cpu.txt
-	@$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) install --quiet --force-reinstall "$$(grep '^torch==' requirements/cpu.txt)"
-	@$(PIP) install --quiet --no-deps --no-build-isolation --editable .
+	@$(PIP) install -qq --no-deps -r requirements/cpu.txt
+	@$(BIN)/python -c 'import torch' 2>/dev/null || $(PIP) install -qq --force-reinstall "$$(grep '^torch==' requirements/cpu.txt)"
+	@$(PIP) install -qq --no-deps --no-build-isolation --editable .
 	@mkdir -p $(VENV)/src && ln -sfn ../.. $(VENV)/src/trimtab
 	@touch $@
 
