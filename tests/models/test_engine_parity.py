@@ -151,7 +151,7 @@ def same(left: Reply, right: Reply) -> None:
 @pytest.mark.parametrize("tools", [(), TOOLS], ids=["plain", "tools"])
 async def test_greedy_answers_are_equal(pair: Any, names: list[str | None], tools: Any) -> None:
     vllm, local = pair
-    sampling = Sampling(max_tokens=40, logprobs=True)
+    sampling = Sampling(max_tokens=24, logprobs=True)
     requests = [ChatRequest(turns, tools, name, sampling) for name in names for turns in CONVERSATIONS]
     # All at once: the server mixes profiles in its batches.
     for request, left in zip(requests, await asyncio.gather(*map(vllm.chat, requests)), strict=True):
@@ -161,7 +161,7 @@ async def test_greedy_answers_are_equal(pair: Any, names: list[str | None], tool
 async def test_a_stream_ends_with_the_same_reply(pair: Any, names: list[str | None]) -> None:
     vllm, local = pair
     for name in names:
-        request = ChatRequest(CONVERSATIONS[0], TOOLS, name, Sampling(max_tokens=40, logprobs=True))
+        request = ChatRequest(CONVERSATIONS[0], TOOLS, name, Sampling(max_tokens=24, logprobs=True))
         left = [piece async for piece in vllm.stream(request)]
         right = [piece async for piece in local.stream(request)]
         assert left[-1].reply is not None
