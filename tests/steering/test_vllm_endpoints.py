@@ -88,10 +88,10 @@ class Bench:
         xargs = body.get("vllm_xargs") or {}
         if "trimtab_id" in xargs:
             self.engine.asked[xargs["trimtab_id"]] = xargs
-        while not self.hold.is_set():
-            await asyncio.sleep(0.01)
         if body.get("fail"):
             return JSONResponse({"error": {"message": "no", "code": 400}}, status_code=400)
+        while not self.hold.is_set():
+            await asyncio.sleep(0.01)
         data = {"id": f"chatcmpl-{len(self.bodies)}", "object": "chat.completion", "model": body.get("model")}
         if not body.get("stream"):
             return JSONResponse({**data, "choices": []})
