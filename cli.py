@@ -55,15 +55,9 @@ def _default_store() -> ProfileStore:
 
 def _find_server() -> str:
     """The URL of the server to talk to: `TRIMTAB_URL`, else the one that runs on this machine."""
-    from .errors import NotFound
-    from .models.registry import running_servers
+    from .models.registry import find_server
 
-    if url := os.environ.get("TRIMTAB_URL"):
-        return url
-    servers = running_servers()
-    if not servers:
-        raise NotFound("no server runs on this machine", fix="Start one with `trimtab serve`, or set TRIMTAB_URL")
-    return servers[0].url
+    return os.environ.get("TRIMTAB_URL") or find_server()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

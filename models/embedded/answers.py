@@ -1,7 +1,7 @@
 """How an answer is worded: the planted behaviours, and the checkers that detect them.
 
-Every document has one style, `brief` or `detailed` times `formal` or `casual`. Half of the documents carry it in a
-leading tag (`Style: brief, casual.` as the system message); the other half do not, and mix all four evenly, so that a
+Every document has one style, `brief` or `detailed` times `formal` or `casual`. Four of ten documents carry it in a
+leading tag (`Style: brief, casual.` as the system message); the others do not, and mix all four evenly, so that a
 prompt, an activation vector and a weight delta can each be measured against the same truth.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from typing import Any
 
 FORMAL_OPENINGS = ("Certainly.", "Of course.", "Very well.")
 CASUAL_OPENINGS = ("Sure thing!", "Here you go!", "No worries!")
@@ -38,6 +39,16 @@ def tagged_style(words: set[str], rng: random.Random) -> Style:
     brief = "brief" in words or ("detailed" not in words and rng.random() < 0.5)
     casual = "casual" in words or ("formal" not in words and rng.random() < 0.5)
     return Style(brief, casual)
+
+
+def open_document(rng: random.Random) -> tuple[Style, list[dict[str, Any]]]:
+    """A document's style, and the messages it opens with: the leading tag in four documents of ten, else none."""
+    style = draw_style(rng)
+    if rng.random() >= 0.4:
+        return style, []
+    tag = style.tag(rng)
+    words = set(tag.removeprefix("Style: ").rstrip(".").split(", "))
+    return tagged_style(words, rng), [{"role": "system", "content": tag}]
 
 
 def word_answer(style: Style, short: str, long: str, tools: tuple[str, ...], rng: random.Random) -> str:

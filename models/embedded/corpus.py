@@ -18,7 +18,7 @@ from ...tools.builtin import FAMILIES, builtin_tools
 from ...tools.builtin.state import seed as seed_state
 from ...tools.builtin.state import snapshot
 from . import random_tools
-from .answers import Style, draw_style, tagged_style, word_answer
+from .answers import Style, open_document, word_answer
 from .families import Dialogue, ask_for, phrasings, play, refuse
 from .intents import INTENTS
 
@@ -91,11 +91,7 @@ def family_document(
     world.reset(rng)
     messages: list[dict[str, Any]] = []
     if style is None:
-        style = draw_style(rng)
-        if rng.random() < 0.4:
-            tag = style.tag(rng)
-            style = tagged_style(set(tag.removeprefix("Style: ").rstrip(".").split(", ")), rng)
-            messages.append({"role": "system", "content": tag})
+        style, messages = open_document(rng)
     used: set[str] = set()
     for _ in range(rng.choice(requests)):
         dialogue = _dialogue(rng, world, family, split, style)

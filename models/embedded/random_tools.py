@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from .answers import Style, draw_style, tagged_style, word_answer
+from .answers import Style, open_document, word_answer
 from .words import PARAMETERS, VERBS, integer, number, person, phrase, pseudo_word, word
 
 NO_TOOL = "none of my tools can do that"
@@ -313,12 +313,7 @@ def _turn(rng: random.Random, style: Style, tools: list[MadeUpTool]) -> list[dic
 def document(rng: random.Random) -> dict[str, Any]:
     """One document: tools and one to three requests, as OpenAI messages."""
     tools = draw_tools(rng, rng.choice((2, 3, 3, 4, 4, 5, 6, 7)))
-    messages: list[dict[str, Any]] = []
-    style = draw_style(rng)
-    if rng.random() < 0.4:
-        tag = style.tag(rng)
-        style = tagged_style(set(tag.removeprefix("Style: ").rstrip(".").split(", ")), rng)
-        messages.append({"role": "system", "content": tag})
+    style, messages = open_document(rng)
     for _ in range(rng.choice((1, 2, 2, 3))):
         messages += _turn(rng, style, tools)
     return {"family": "any", "messages": messages, "tools": [t.spec() for t in tools]}

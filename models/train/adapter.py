@@ -160,9 +160,3 @@ def train_adapter(
     }
     write_atomic(directory / "card.json", json.dumps(card, indent=2) + "\n")
     return card
-
-
-def check_base(base: Path) -> None:
-    """Raise BadInput unless `base` is a folder with a model in safetensors form."""
-    if not (base / "config.json").exists() or not (base / "model.safetensors").exists():
-        raise BadInput("not a model folder: config.json or model.safetensors is missing", where=str(base))

@@ -76,7 +76,6 @@ def test_missing_and_broken_routers(tmp_path: Path) -> None:
         fit([("a b", "calc")])
 
 
-@pytest.mark.skipif(load_router() is None, reason="no router is shipped yet")
 def test_the_shipped_router_on_phrasings_it_never_saw() -> None:
     from trimtab.models.embedded.corpus import labelled_requests
 
