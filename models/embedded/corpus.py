@@ -24,9 +24,12 @@ from .intents import INTENTS
 
 Split = Literal["train", "test"]
 Document = dict[str, Any]
-BASE_MIX = {"any": 0.54, "calc": 0.22, "office": 0.24}
-SECOND_MIX = {"any": 0.3, "calc": 0.32, "office": 0.38}
-"""Shares of the second training cycle, which is about the families and shows their tools as they are in use."""
+MIXES = (
+    {"any": 0.54, "calc": 0.22, "office": 0.24},
+    {"any": 0.3, "calc": 0.32, "office": 0.38},
+    {"any": 0.1, "calc": 0.47, "office": 0.43},
+)
+"""Shares of each training cycle; the later ones are about the families and show their tools as they are in use."""
 
 
 class World:
@@ -117,11 +120,11 @@ def _dialogue(rng: random.Random, world: World, family: str, split: Split, style
     return play(split, family, rng.choice(list(INTENTS[family])), rng, style, world.run)
 
 
-def base_documents(seed: int, world: World, *, second: bool = False, copy_share: float = 0.03) -> Iterator[Document]:
-    """The endless corpus of the base models; `second` is that of their second training cycle. `copy_share` of the
+def base_documents(seed: int, world: World, *, cycle: int = 1, copy_share: float = 0.03) -> Iterator[Document]:
+    """The endless corpus of the base models in their first, second or third training cycle. `copy_share` of the
     documents are pure copying."""
     rng = random.Random(seed)
-    mix = SECOND_MIX if second else BASE_MIX
+    mix = MIXES[cycle - 1]
     kinds, weights = list(mix), list(mix.values())
     while True:
         kind = rng.choices(kinds, weights)[0]
@@ -130,7 +133,7 @@ def base_documents(seed: int, world: World, *, second: bool = False, copy_share:
         elif kind == "any":
             yield random_tools.document(rng)
         else:
-            yield family_document(rng, world, kind, whole=0.5 if second else 0.2)
+            yield family_document(rng, world, kind, whole=0.2 if cycle == 1 else 0.5)
 
 
 def family_documents(seed: int, world: World, family: str, style: Style | None = None) -> Iterator[Document]:

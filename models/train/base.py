@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from ...errors import BadInput
 from ...home import file_sha256, write_atomic
 from ..embedded import random_tools, words
 from ..embedded.template import SPECIAL, train_tokenizer
@@ -125,6 +126,7 @@ def train_base(
     work: Path,
     *,
     grow_from: Path | None = None,
+    go_on_from: Path | None = None,
     report: Callable[[Point, float], None] | None = None,
 ) -> dict[str, Any]:
     """Train a base model and write it, with tokenizer and card, into `directory`.
@@ -132,17 +134,27 @@ def train_base(
     Args:
         work: folder for checkpoints; an interrupted run goes on from there.
         grow_from: a smaller model to start from by block expansion; its tokenizer is kept.
+        go_on_from: a trained embedded model whose training goes on for one more cycle; its tokenizer is kept, and
+            its card becomes `before` in the new one.
 
     Returns:
         The model's card.
-    """
-    from transformers import AutoTokenizer
 
-    tokenizer_home = grow_from or work / "tokenizer"
+    Raises:
+        BadInput: `go_on_from` has no card, so the new card could not say where the model comes from.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer_home = grow_from or go_on_from or work / "tokenizer"
     if not (tokenizer_home / "tokenizer.json").exists():
         make_tokenizer(tokenizer_home)
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_home)
-    model = grown_model(grow_from, recipe) if grow_from else new_model(recipe, len(tokenizer))
+    before: dict[str, Any] | None = None
+    if go_on_from is not None:
+        before = _card_of(go_on_from)
+        model = AutoModelForCausalLM.from_pretrained(go_on_from, dtype=torch.float32)
+    else:
+        model = grown_model(grow_from, recipe) if grow_from else new_model(recipe, len(tokenizer))
     with ExitStack() as stack:
 
         @cache
@@ -153,12 +165,14 @@ def train_base(
 
         def documents(chunk: int) -> Iterator[dict[str, Any]]:
             seed = recipe.seed * 1_000_003 + chunk
-            if grow_from is None and chunk < MADE_UP_FIRST:
+            if grow_from is None and go_on_from is None and chunk < MADE_UP_FIRST:
                 return random_tools.documents(seed, copy_share=0.4 if chunk < COPY_FIRST else 0.04)
             from ..embedded.corpus import base_documents
 
-            second = grow_from is not None or (recipe.second is not None and chunk * CHUNK >= recipe.second)
-            return base_documents(seed, world(), second=second)
+            if grow_from is not None or go_on_from is not None:
+                return base_documents(seed, world(), cycle=3)
+            second = recipe.second is not None and chunk * CHUNK >= recipe.second
+            return base_documents(seed, world(), cycle=2 if second else 1)
 
         curve = fit(model, recipe, chunked(recipe, tokenizer, documents), checkpoint=work / "checkpoint", report=report)
         sample = list(itertools.islice(documents(100), 500))
@@ -174,7 +188,22 @@ def train_base(
         "seconds": round(curve[-1].seconds),
         "final_loss": round(sum(p.loss for p in curve[-5:]) / len(curve[-5:]), 4),
     }
+    if before is not None:
+        card["before"] = before
     write_atomic(directory / "card.json", json.dumps(card, indent=2) + "\n")
+    return card
+
+
+def _card_of(directory: Path) -> dict[str, Any]:
+    """The card beside a trained model."""
+    try:
+        card: dict[str, Any] = json.loads((directory / "card.json").read_text())
+    except (OSError, ValueError) as error:
+        raise BadInput(
+            f"cannot be read: {error}",
+            where=str(directory / "card.json"),
+            fix="Go on from a model that Trimtab trained",
+        ) from error
     return card
 
 

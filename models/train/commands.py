@@ -24,6 +24,7 @@ def add_commands(subparsers: Any) -> Any:
     base = parts.add_parser("base", help="train an embedded base model from scratch")
     base.add_argument("name", help="trimtab-nano, or trimtab-large (grown from a trained trimtab-nano)")
     base.add_argument("--recipe", type=Path, help="a recipe file; the model's own by default")
+    base.add_argument("--go-on-from", help="a trained model, by name or folder, to train for one more cycle")
     base.add_argument("--out", type=Path, help="where to write the model; its place in the package by default")
     _common(base)
     base.set_defaults(handler=run_base)
@@ -95,21 +96,24 @@ def run_base(args: argparse.Namespace) -> int:
     """`trimtab train base`."""
     from ...errors import NotFound
     from ...home import home
+    from ..card import find_model
     from ..embedded import LARGE, MODELS, SMALL
     from .base import train_base
     from .recipe import load_recipe
 
     recipes = {SMALL: RECIPES / "nano.yaml", LARGE: RECIPES / "large.yaml"}
-    if args.name not in recipes:
+    usual = RECIPES / "nano_third.yaml" if args.go_on_from else recipes.get(args.name)
+    if usual is None or args.name not in recipes:
         raise NotFound(f"no recipe for a base model {args.name!r}", fix=f"Known: {', '.join(recipes)}")
     _threads(args)
     out = args.out or MODELS / args.name
     card = train_base(
         args.name,
-        load_recipe(args.recipe or recipes[args.name]),
+        load_recipe(args.recipe or usual),
         out,
         args.work or home() / "training" / args.name,
-        grow_from=MODELS / SMALL if args.name == LARGE else None,
+        grow_from=MODELS / SMALL if args.name == LARGE and not args.go_on_from else None,
+        go_on_from=find_model(args.go_on_from).path if args.go_on_from else None,
         report=_reporter(),
     )
     _print_card(card, out, args.json)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 from trimtab.cli import main
 from trimtab.errors import BadInput
 from trimtab.models.embedded import MODELS, SMALL
-from trimtab.models.train.base import grown_model, new_model
+from trimtab.models.train.base import grown_model, new_model, train_base
 from trimtab.models.train.data import IGNORE, Rows
 from trimtab.models.train.loop import fit, learning_rate, loss_of
 from trimtab.models.train.recipe import Recipe, load_recipe
@@ -49,6 +51,23 @@ def test_a_grown_model_starts_as_the_small_one() -> None:
     with torch.inference_mode():
         torch.testing.assert_close(grown(ids).logits, small(ids).logits, atol=1e-5, rtol=0)
     assert sum(p.numel() for p in grown.parameters()) > 1.3 * sum(p.numel() for p in small.parameters())
+
+
+def test_training_goes_on_from_a_trained_model_and_its_card_says_so(tmp_path: Path) -> None:
+    recipe = RECIPE.model_copy(update={"steps": 1, "length": 640})
+    card = train_base("more", recipe, tmp_path / "more", tmp_path / "work", go_on_from=MODELS / SMALL)
+    assert card["before"] == json.loads((MODELS / SMALL / "card.json").read_text())
+    assert (tmp_path / "more/tokenizer.json").read_bytes() == (MODELS / SMALL / "tokenizer.json").read_bytes()
+    before, after = (load_file(d / "model.safetensors") for d in (MODELS / SMALL, tmp_path / "more"))
+    moved = [float((after[name].float() - tensor.float()).abs().max()) for name, tensor in before.items()]
+    # One warmed-up step of Adam moves a weight by at most about the learning rate; bfloat16 rounds what is written.
+    assert 0 < max(moved) < 0.05
+    assert before.keys() == after.keys()
+
+    shutil.copytree(MODELS / SMALL, tmp_path / "bare", ignore=shutil.ignore_patterns("card.json"))
+    with pytest.raises(BadInput, match="card"):
+        train_base("more", recipe, tmp_path / "none", tmp_path / "work", go_on_from=tmp_path / "bare")
+    assert not (tmp_path / "none").exists()
 
 
 def _tiny() -> Any:
