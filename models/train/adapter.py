@@ -19,8 +19,11 @@ from .loop import Point, fit
 from .recipe import Recipe
 
 
-def read_examples(file: Path) -> list[dict[str, Any]]:
+def read_examples(file: Path, also: Callable[[dict[str, Any]], str | None] = lambda row: None) -> list[dict[str, Any]]:
     """Read conversations from JSONL, one `{"messages": [...], "tools": [...]}` in OpenAI's form a line.
+
+    Args:
+        also: a further check of a well-formed row; says why it is bad, or None.
 
     Raises:
         BadInput: any row is bad; the message lists every bad row with line number and reason, and nothing is trained
@@ -40,7 +43,7 @@ def read_examples(file: Path) -> list[dict[str, Any]]:
         except ValueError as error:
             wrong.append(f"line {number}: not JSON ({error})")
             continue
-        reason = _reason_against(row)
+        reason = _reason_against(row) or also(row)
         if reason is None:
             rows.append(row)
         else:
@@ -76,6 +79,19 @@ def _reason_against(row: Any) -> str | None:
     if not any(m["role"] == "assistant" for m in row["messages"]):
         return "the assistant never speaks, so there is nothing to learn"
     return None
+
+
+def fits(tokenizer: Any, length: int) -> Callable[[dict[str, Any]], str | None]:
+    """A check for `read_examples`: whether the base's chat template can show a row, and in at most `length` tokens."""
+
+    def check(row: dict[str, Any]) -> str | None:
+        try:
+            size = len(encode(tokenizer, row).ids)
+        except Exception as error:  # a template may raise whatever it likes
+            return f"the chat template cannot show it ({error})"
+        return None if size <= length else f"{size} tokens, more than the recipe's length of {length}"
+
+    return check
 
 
 def repeated(rows: list[dict[str, Any]], seed: int) -> Callable[[int], Iterator[dict[str, Any]]]:

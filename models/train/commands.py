@@ -127,7 +127,7 @@ def run_adapter(args: argparse.Namespace) -> int:
 
     from ...errors import BadInput
     from ..card import find_model
-    from .adapter import read_examples, repeated, train_adapter
+    from .adapter import fits, read_examples, repeated, train_adapter
     from .data import data_hash
     from .profile import adapter_profile
     from .recipe import load_recipe
@@ -141,7 +141,9 @@ def run_adapter(args: argparse.Namespace) -> int:
         if args.family:
             documents, source = _family_source(args.family, args.style, recipe.seed, stack)
         else:
-            rows = read_examples(args.data)
+            from transformers import AutoTokenizer
+
+            rows = read_examples(args.data, fits(AutoTokenizer.from_pretrained(base.path), recipe.length))
             documents, source = repeated(rows, recipe.seed), {"file": args.data.name, "sha256": data_hash(rows)}
         target = args.out or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trimtab-adapter-")))
         card = train_adapter(

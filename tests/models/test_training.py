@@ -161,3 +161,20 @@ def test_one_command_makes_a_profile_of_a_users_examples(tmp_path: Path, capsys:
     data.write_text(data.read_text() + "\n{broken")
     assert main([*arguments[:2], "other", *arguments[3:]]) == 2
     assert not (tmp_path / "s" / "other@1").exists()
+
+
+def test_an_example_longer_than_a_row_is_named_and_nothing_is_trained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def row(words: int) -> str:
+        said = [{"role": "user", "content": "milk " * words}, {"role": "assistant", "content": "done"}]
+        return json.dumps({"messages": said})
+
+    data = tmp_path / "mine.jsonl"
+    data.write_text("\n".join([row(3), row(5000), row(4)]))
+    assert main(["train", "adapter", "mine", "--data", str(data), "--steps", "2", "--store", str(tmp_path / "s")]) == 2
+    said = capsys.readouterr().err
+    assert "line 2: " in said
+    assert "tokens, more than the recipe's length of 640" in said
+    assert "line 1" not in said
+    assert not (tmp_path / "s").exists()
