@@ -8,6 +8,7 @@
     │   └── EngineRefused           it answered with a 4xx: trying again will not help
     ├── LimitExceeded               a budget of steps, tokens, seconds or money is spent (HTTP 429)
     ├── Unknown                     a number that was asked for and is not known, such as a price (HTTP 422)
+    ├── FailedRun                   a training run that comes to nothing; another seed may do better (HTTP 422)
     └── ToolFailure                 a tool that could not do what was asked; the model reads the text (HTTP 422)
 
 The command line prints `what`, `where` and `fix` and exits with `exit_code`; HTTP answers with `status`.
@@ -98,6 +99,12 @@ class Unknown(TrimtabError):
     """A number that was asked for is not known; it is never replaced by zero."""
 
     status, exit_code = 422, 5
+
+
+class FailedRun(TrimtabError):
+    """A training run comes to nothing: it diverged, or its gradients vanished. Another seed may do better."""
+
+    status, exit_code = 422, 7
 
 
 class ToolFailure(TrimtabError):

@@ -5,18 +5,22 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ...errors import BadInput
+from ...errors import BadInput, FailedRun
 from ...home import file_sha256, write_atomic
 from .base import chunked
 from .data import data_hash, encode
 from .loop import Point, fit
 from .recipe import Recipe
+
+SEEDS = 3
+"""How many initial weights an adapter is tried with when its run fails; the order of the data stays."""
 
 
 def read_examples(file: Path, also: Callable[[dict[str, Any]], str | None] = lambda row: None) -> list[dict[str, Any]]:
@@ -129,14 +133,13 @@ def train_adapter(
 
     Raises:
         BadInput: the base is not a model, or its chat template cannot be trained on.
+        FailedRun: the run failed from `SEEDS` seeds in a row.
     """
     from peft import LoraConfig, get_peft_model
     from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(base)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    torch.manual_seed(recipe.seed)
     config = LoraConfig(
         r=recipe.rank,
         lora_alpha=recipe.alpha,
@@ -145,11 +148,25 @@ def train_adapter(
         target_modules=list(recipe.targets),
         task_type="CAUSAL_LM",
     )
-    tuned = get_peft_model(model, config)
     sample = list(itertools.islice(documents(0), 200))
     for document in sample[:3]:
         encode(tokenizer, document)  # a template that cannot be trained on is told before the training starts
-    curve = fit(tuned, recipe, chunked(recipe, tokenizer, documents), checkpoint=work, report=report)
+    batches = chunked(recipe, tokenizer, documents)
+    failed: list[dict[str, Any]] = []
+    for seed in range(recipe.seed, recipe.seed + SEEDS):
+        torch.manual_seed(seed)
+        tuned = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), config)
+        try:
+            curve = fit(tuned, recipe, batches, checkpoint=work if not failed else None, report=report)
+            break
+        except FailedRun as error:
+            failed.append({"seed": seed, "why": str(error)})
+            print(f"{error}: starting again from seed {seed + 1}", file=sys.stderr, flush=True)
+    else:
+        raise FailedRun(
+            f"failed from {SEEDS} seeds: {failed[-1]['why']}",
+            fix="Lower the learning rate in the recipe, or warm up longer",
+        )
     directory.mkdir(parents=True, exist_ok=True)
     tensors = {
         name.replace(".default.weight", ".weight"): parameter.detach().contiguous()
@@ -167,7 +184,8 @@ def train_adapter(
         "base_sha256": file_sha256(base / "model.safetensors"),
         "sha256": file_sha256(directory / "adapter_model.safetensors"),
         "parameters": sum(t.numel() for t in tensors.values()),
-        "recipe": recipe.model_dump(mode="json"),
+        "recipe": recipe.model_dump(mode="json") | {"seed": seed},
+        "failed": failed,
         "data": {**source, "sample_sha256": data_hash(sample)},
         "tokens": curve[-1].tokens,
         "seconds": round(curve[-1].seconds),

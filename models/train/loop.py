@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from ...errors import BadInput, FailedRun
 from ...home import write_atomic
 from .data import IGNORE, Rows
+from .health import failure
 from .recipe import Recipe
 
 
@@ -98,8 +100,14 @@ def _ahead(batches: Iterator[Rows], depth: int = 3) -> Iterator[Rows]:
         stop.set()
 
 
-def save_checkpoint(directory: Path, model: Any, optimizer: Any, step: int, curve: list[Point]) -> None:
-    """Write all that is needed to go on: trainable weights, optimizer state, step, curve. Whole or not at all."""
+def _identity(recipe: Recipe) -> str:
+    """What must be the same for a checkpoint to be gone on from: the recipe, but for how long it trains."""
+    return recipe.model_dump_json(exclude={"steps", "decay"})
+
+
+def save_checkpoint(directory: Path, model: Any, optimizer: Any, recipe: Recipe, step: int, curve: list[Point]) -> None:
+    """Write all that is needed to go on: trainable weights, optimizer state, recipe, step, curve. Whole or not at
+    all."""
     directory.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, torch.Tensor] = {}
     for name, parameter in model.named_parameters():
@@ -108,20 +116,29 @@ def save_checkpoint(directory: Path, model: Any, optimizer: Any, step: int, curv
             for key, value in optimizer.state.get(parameter, {}).items():
                 tensors[f"o.{key}.{name}"] = torch.as_tensor(value).detach().clone()
     fresh = directory / "state.new"
-    save_file(tensors, fresh, {"step": str(step)})
+    save_file(tensors, fresh, {"step": str(step), "recipe": _identity(recipe)})
     fresh.replace(directory / "state.safetensors")
     write_atomic(directory / "curve.json", json.dumps([asdict(p) for p in curve]))
 
 
-def load_checkpoint(directory: Path, model: Any, optimizer: Any) -> tuple[int, list[Point]]:
-    """Put a checkpoint back into model and optimizer; returns the step to go on with and the curve so far."""
+def load_checkpoint(directory: Path, model: Any, optimizer: Any, recipe: Recipe) -> tuple[int, list[Point]]:
+    """Put a checkpoint back into model and optimizer; returns the step to go on with and the curve so far.
+
+    Raises:
+        BadInput: the checkpoint was made with another recipe.
+    """
     from safetensors import safe_open
 
     file = directory / "state.safetensors"
     if not file.exists():
         return 0, []
     with safe_open(file, "pt") as opened:
-        step = int((opened.metadata() or {})["step"])
+        about = opened.metadata() or {}
+    if about.get("recipe") != _identity(recipe):
+        raise BadInput(
+            "is a checkpoint of another recipe", where=str(file), fix="Give another --work folder, or delete this one"
+        )
+    step = int(about["step"])
     tensors = load_file(file)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -156,13 +173,16 @@ def fit(
 
     Returns:
         The training curve.
+
+    Raises:
+        FailedRun: the run comes to nothing (`health.failure`); no checkpoint is written of what failed.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     decayed = [p for p in parameters if p.ndim > 1]
     plain = [p for p in parameters if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, recipe.beta2), fused=True)
-    start, curve = load_checkpoint(checkpoint, model, optimizer) if checkpoint else (0, [])
+    start, curve = load_checkpoint(checkpoint, model, optimizer, recipe) if checkpoint else (0, [])
     backbone = getattr(model, "base_model", model)
     backbone = backbone.model.model if hasattr(backbone, "peft_config") else model.model
     if recipe.compile:
@@ -171,13 +191,14 @@ def fit(
     tokens = curve[-1].tokens if curve else 0
     spent = curve[-1].seconds if curve else 0.0
     began, recent = time.monotonic(), []
+    losses, norms, steep = [p.loss for p in curve], [], []
     for step, rows in zip(range(start, recipe.steps), _ahead(batches(start)), strict=False):
         rate = learning_rate(recipe, step)
         for group in optimizer.param_groups:
             group["lr"] = rate
         loss = loss_of(model, backbone, rows)
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(parameters, recipe.clip)
+        steep.append(float(torch.nn.utils.clip_grad_norm_(parameters, recipe.clip)))
         optimizer.step()
         optimizer.zero_grad()
         recent.append(loss.item())
@@ -186,10 +207,15 @@ def fit(
         if (step + 1) % 20 == 0 or last:
             seconds = spent + time.monotonic() - began
             curve.append(Point(step + 1, sum(recent) / len(recent), rate, tokens, seconds))
-            recent = []
+            losses.append(curve[-1].loss)
+            norms.append(sum(steep) / len(steep))
+            recent, steep = [], []
             if report is not None:
                 report(curve[-1], (time.monotonic() - began) / (step + 1 - start) * (recipe.steps - step - 1))
+            wrong = failure(losses, norms, (step + 1) / recipe.steps)
+            if wrong is not None:
+                raise FailedRun(wrong, where=f"step {step + 1}", fix="Try another --seed or a lower learning rate")
         if checkpoint and ((step + 1) % every == 0 or last):
-            save_checkpoint(checkpoint, model, optimizer, step + 1, curve)
+            save_checkpoint(checkpoint, model, optimizer, recipe, step + 1, curve)
     model.eval()
     return curve

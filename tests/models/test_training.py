@@ -14,11 +14,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 from trimtab.cli import main
-from trimtab.errors import BadInput
+from trimtab.errors import BadInput, FailedRun
 from trimtab.models.embedded import MODELS, SMALL
 from trimtab.models.train.base import grown_model, new_model, train_base
 from trimtab.models.train.data import IGNORE, Rows
-from trimtab.models.train.loop import fit, learning_rate, loss_of
+from trimtab.models.train.health import failure
+from trimtab.models.train.loop import Point, fit, learning_rate, loss_of
 from trimtab.models.train.recipe import Recipe, load_recipe
 
 RECIPE = Recipe(steps=6, batch=2, length=16, lr=1e-3, warmup=2, decay=2, hidden=256)
@@ -108,6 +109,54 @@ def test_a_resumed_run_is_the_same_run(tmp_path: Path) -> None:
     fit(resumed, RECIPE, _batches, checkpoint=tmp_path, every=100)
     for (name, a), b in zip(whole.named_parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b), name
+
+
+def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
+    fit(_tiny(), RECIPE, _batches, checkpoint=tmp_path)
+    with pytest.raises(BadInput, match="another recipe"):
+        fit(_tiny(), RECIPE.model_copy(update={"lr": 2e-3}), _batches, checkpoint=tmp_path)
+
+
+def test_a_run_that_diverges_is_stopped_and_leaves_no_checkpoint_of_it(tmp_path: Path) -> None:
+    wild = RECIPE.model_copy(update={"lr": 1e4, "steps": 200, "clip": 1e9})
+    seen: list[Point] = []
+    with pytest.raises(FailedRun, match="loss"):
+        fit(_tiny(), wild, _batches, checkpoint=tmp_path, every=1000, report=lambda point, left: seen.append(point))
+    assert seen[-1].step < 200
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("losses", "norms", "done", "failed"),
+    [
+        ([0.7, 0.5, 0.4, 0.3, 0.2], [1.0, 0.5, 0.3, 0.2, 1e-6], 0.5, False),  # learned all there is
+        ([0.7, 0.7, 0.7, 0.7, 0.7], [1.0, 0.9, 0.9, 0.9, 0.9], 0.5, False),  # slow, but it moves
+        ([0.7, 0.7, 0.7, 0.7, 0.7], [1.0, 0.9, 0.9, 0.1, 1e-4], 0.1, False),  # too early to judge
+        ([0.7, 0.7, 0.7, 0.7, 0.7], [1.0, 0.9, 0.9, 0.1, 1e-4], 0.3, True),
+        ([0.1, 0.15, 0.2], [1.0, 1.0, 1.0], 0.1, False),  # a warm restart
+        ([0.1, 0.2, 0.4], [1.0, 1.0, 1.0], 0.1, True),
+        ([0.1, float("nan")], [1.0, float("nan")], 0.1, True),
+        ([], [], 0.0, False),
+    ],
+)
+def test_what_counts_as_a_failed_run(losses: list[float], norms: list[float], done: float, failed: bool) -> None:
+    assert (failure(losses, norms, done) is not None) == failed
+
+
+def test_an_adapter_that_fails_is_tried_from_other_seeds_and_then_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, recipe, store = tmp_path / "mine.jsonl", tmp_path / "wild.yaml", tmp_path / "s"
+    said = [{"role": "user", "content": "ping"}, {"role": "assistant", "content": "pong"}]
+    data.write_text(json.dumps({"messages": said}) + "\n")
+    recipe.write_text("{steps: 60, batch: 1, length: 32, lr: 1.0e+4, warmup: 1, clip: 1.0e+9}")
+    options = ["--data", str(data), "--recipe", str(recipe), "--store", str(store)]
+    assert main(["train", "adapter", "mine", *options]) == 7
+    told = capsys.readouterr().err
+    assert "starting again from seed 1" in told
+    assert "starting again from seed 2" in told
+    assert "failed from 3 seeds" in told
+    assert not store.exists()
 
 
 def test_packed_documents_do_not_see_each_other() -> None:
