@@ -118,7 +118,7 @@ def train_adapter(
     directory: Path,
     *,
     work: Path | None = None,
-    report: Callable[[Point, float], None] | None = None,
+    report: Callable[[list[Point], float], None] | None = None,
 ) -> dict[str, Any]:
     """Train a LoRA adapter on `documents` and write it in PEFT's form, with a card, into `directory`.
 

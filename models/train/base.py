@@ -127,7 +127,7 @@ def train_base(
     *,
     grow_from: Path | None = None,
     go_on_from: Path | None = None,
-    report: Callable[[Point, float], None] | None = None,
+    report: Callable[[list[Point], float], None] | None = None,
 ) -> dict[str, Any]:
     """Train a base model and write it, with tokenizer and card, into `directory`.
 

@@ -53,6 +53,7 @@ def add_commands(subparsers: Any) -> Any:
 
 def _common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--work", type=Path, help="folder for checkpoints; an interrupted run goes on from there")
+    parser.add_argument("--curve", type=Path, help="a .png file for the training curve, drawn anew as the run goes on")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
     parser.add_argument("--json", action="store_true", help="print the card as JSON")
 
@@ -71,16 +72,26 @@ def _store(args: argparse.Namespace) -> Any:
     return args.default_store() if args.store is None else ProfileStore(args.store)
 
 
-def _reporter() -> Callable[[Point, float], None]:
-    """Prints the curve to stderr as it grows."""
+def _reporter(args: argparse.Namespace) -> Callable[[list[Point], float], None]:
+    """Prints the curve to stderr as it grows, and draws it where a picture is asked for."""
+    if args.curve is not None and args.curve.suffix.lower() != ".png":
+        from ...errors import BadInput
 
-    def report(point: Point, left: float) -> None:
+        raise BadInput("the curve is drawn as PNG", where=f"--curve {args.curve}", fix="Name a .png file")
+
+    def report(curve: list[Point], left: float) -> None:
+        point = curve[-1]
         speed = point.tokens / max(point.seconds, 1e-9)
         print(
             f"step {point.step:>6}  loss {point.loss:.4f}  {speed:,.0f} tokens/s  {left / 60:.1f} min left",
             file=sys.stderr,
             flush=True,
         )
+        if args.curve is not None:
+            from ...home import write_atomic
+            from .picture import curve_png
+
+            write_atomic(args.curve, curve_png(curve, args.name))
 
     return report
 
@@ -114,7 +125,7 @@ def run_base(args: argparse.Namespace) -> int:
         args.work or home() / "training" / args.name,
         grow_from=MODELS / SMALL if args.name == LARGE and not args.go_on_from else None,
         go_on_from=find_model(args.go_on_from).path if args.go_on_from else None,
-        report=_reporter(),
+        report=_reporter(args),
     )
     _print_card(card, out, args.json)
     return 0
@@ -147,7 +158,7 @@ def run_adapter(args: argparse.Namespace) -> int:
             documents, source = repeated(rows, recipe.seed), {"file": args.data.name, "sha256": data_hash(rows)}
         target = args.out or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trimtab-adapter-")))
         card = train_adapter(
-            base.path, base.name, documents, source, recipe, target, work=args.work, report=_reporter()
+            base.path, base.name, documents, source, recipe, target, work=args.work, report=_reporter(args)
         )
         where = args.out or adapter_profile(args.name, target, base, card, _store(args))
     _print_card(card, where, args.json)

@@ -162,14 +162,14 @@ def fit(
     *,
     checkpoint: Path | None = None,
     every: int = 100,
-    report: Callable[[Point, float], None] | None = None,
+    report: Callable[[list[Point], float], None] | None = None,
 ) -> list[Point]:
     """Train `model` in place.
 
     Args:
         batches: given the step to start at, the stream of batches from there.
         checkpoint: folder to resume from and save to, every `every` steps.
-        report: called with each point of the curve and the seconds that are left at this speed.
+        report: called at each point with the curve so far and the seconds that are left at this speed.
 
     Returns:
         The training curve.
@@ -211,7 +211,7 @@ def fit(
             norms.append(sum(steep) / len(steep))
             recent, steep = [], []
             if report is not None:
-                report(curve[-1], (time.monotonic() - began) / (step + 1 - start) * (recipe.steps - step - 1))
+                report(curve, (time.monotonic() - began) / (step + 1 - start) * (recipe.steps - step - 1))
             wrong = failure(losses, norms, (step + 1) / recipe.steps)
             if wrong is not None:
                 raise FailedRun(wrong, where=f"step {step + 1}", fix="Try another --seed or a lower learning rate")

@@ -121,7 +121,7 @@ def test_a_run_that_diverges_is_stopped_and_leaves_no_checkpoint_of_it(tmp_path:
     wild = RECIPE.model_copy(update={"lr": 1e4, "steps": 200, "clip": 1e9})
     seen: list[Point] = []
     with pytest.raises(FailedRun, match="loss"):
-        fit(_tiny(), wild, _batches, checkpoint=tmp_path, every=1000, report=lambda point, left: seen.append(point))
+        fit(_tiny(), wild, _batches, checkpoint=tmp_path, every=1000, report=lambda curve, left: seen.append(curve[-1]))
     assert seen[-1].step < 200
     assert not list(tmp_path.iterdir())
 
@@ -202,10 +202,15 @@ def test_one_command_makes_a_profile_of_a_users_examples(tmp_path: Path, capsys:
     data = tmp_path / "mine.jsonl"
     data.write_text("\n".join(map(json.dumps, rows)))
     options = ["--data", str(data), "--steps", "4", "--store", str(tmp_path / "s"), "--json"]
+    options += ["--curve", str(tmp_path / "curve.png")]
     arguments = ["train", "adapter", "mine", *options]
     assert main(arguments) == 0
     card = json.loads(capsys.readouterr().out)
     assert card["data"]["file"] == "mine.jsonl"
+    assert card["failed"] == []
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert main([*arguments, "--curve", str(tmp_path / "curve.svg")]) == 2
+    assert "Name a .png file" in capsys.readouterr().err
     assert (tmp_path / "s" / "mine@1" / "profile.yaml").exists()
     data.write_text(data.read_text() + "\n{broken")
     assert main([*arguments[:2], "other", *arguments[3:]]) == 2
