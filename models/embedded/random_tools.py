@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .answers import Style, open_document, word_answer
-from .words import PARAMETERS, VERBS, integer, number, person, phrase, pseudo_word, word
+from .words import PARAMETERS, VERBS, everyday, integer, number, person, phrase, pseudo_word, word
 
 NO_TOOL = "none of my tools can do that"
 
@@ -319,6 +319,10 @@ def document(rng: random.Random) -> dict[str, Any]:
     return {"family": "any", "messages": messages, "tools": [t.spec() for t in tools]}
 
 
+def _copied_word(rng: random.Random) -> str:
+    return everyday(rng) if rng.random() < 0.25 else word(rng, 0.5)
+
+
 def copy_document(rng: random.Random) -> dict[str, Any]:
     """A pure copy task: words to repeat, or facts to look up. Much of it is learned, so copying is learned early."""
     messages: list[dict[str, Any]] = []
@@ -326,14 +330,16 @@ def copy_document(rng: random.Random) -> dict[str, Any]:
         for _ in range(rng.randint(1, 3)):
             join = rng.choice((" ", " ", "_", ", ", "-"))
             text = join.join(
-                word(rng, 0.5) if rng.random() < 0.85 else str(integer(rng)) for _ in range(rng.randint(3, 24))
+                _copied_word(rng) if rng.random() < 0.85 else str(integer(rng)) for _ in range(rng.randint(3, 24))
             )
             messages += [
                 {"role": "user", "content": f"{rng.choice(('repeat', 'say', 'copy', 'echo'))}: {text}"},
                 {"role": "assistant", "content": text},
             ]
     else:
-        facts = {word(rng, 0.5): _value(rng, {"type": rng.choice(("string", "integer", "number"))}) for _ in range(8)}
+        facts = {
+            _copied_word(rng): _value(rng, {"type": rng.choice(("string", "integer", "number"))}) for _ in range(8)
+        }
         line = rng.choice(("{k}: {v}", "{k} = {v}", "{k} is {v}", "the {k} {v}"))
         listed = rng.choice((", ", "; ", " and ")).join(line.format(k=k, v=v) for k, v in facts.items())
         for i, key in enumerate(rng.sample(list(facts), 6)):

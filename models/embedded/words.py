@@ -224,3 +224,9 @@ COMMON = (
     "have nothing main there that did not work which unit should"
 ).split()
 """Everyday words of requests and answers; the tokenizer gives them tokens of their own."""
+
+
+def everyday(rng: random.Random) -> str:
+    """An everyday word, a month or a weekday. Whatever has a token of its own must be seen from the start: embeddings
+    that a training run never sees collapse into one (`train/respread.py`)."""
+    return rng.choice((*COMMON, *_MONTHS, *_WEEKDAYS))

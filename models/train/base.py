@@ -22,6 +22,7 @@ from .data import Example, Rows, data_hash, encode, pack, to_rows
 from .initial import copying_heads
 from .loop import Point, fit
 from .recipe import Recipe
+from .respread import respread
 
 CHUNK = 25
 """Steps whose documents share one seed; resuming regenerates at most one chunk."""
@@ -153,6 +154,8 @@ def train_base(
     if go_on_from is not None:
         before = _card_of(go_on_from)
         model = AutoModelForCausalLM.from_pretrained(go_on_from, dtype=torch.float32)
+        if recipe.respread is not None:
+            respread(model, tokenizer, recipe.respread, recipe.seed)
     else:
         model = grown_model(grow_from, recipe) if grow_from else new_model(recipe, len(tokenizer))
     with ExitStack() as stack:

@@ -37,6 +37,7 @@ class Recipe(BaseModel):
     clip: float = 1.0
     seed: int = 0
     compile: bool = False
+    respread: float | None = Field(None, description="going on: cosine above which embeddings count as collapsed")
     layers: int = 6
     hidden: int = 256
     intermediate: int = 704

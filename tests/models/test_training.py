@@ -21,6 +21,7 @@ from trimtab.models.train.data import IGNORE, Rows
 from trimtab.models.train.health import failure
 from trimtab.models.train.loop import Point, fit, learning_rate, loss_of
 from trimtab.models.train.recipe import Recipe, load_recipe
+from trimtab.models.train.respread import closest, respread
 
 RECIPE = Recipe(steps=6, batch=2, length=16, lr=1e-3, warmup=2, decay=2, hidden=256)
 
@@ -109,6 +110,28 @@ def test_a_resumed_run_is_the_same_run(tmp_path: Path) -> None:
     fit(resumed, RECIPE, _batches, checkpoint=tmp_path, every=100)
     for (name, a), b in zip(whole.named_parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b), name
+
+
+def test_collapsed_embeddings_get_directions_of_their_own() -> None:
+    class Letters:
+        def decode(self, ids: list[int]) -> str:
+            return "7" if ids == [3] else "w"
+
+    model = _tiny()
+    before = model.get_input_embeddings().weight
+    with torch.no_grad():
+        before[:12] = before[0] + 0.001 * torch.randn(12, 32)
+    start = before.detach().clone()
+    assert float(closest(start)[:12].min()) > 0.9
+    assert float(closest(start)[12:].max()) < 0.8
+    assert len(respread(model, Letters(), 0.9, seed=1)) == 11
+    after = model.get_input_embeddings().weight.detach()
+    assert torch.equal(after[3], start[3])  # not of letters
+    assert torch.equal(after[12:], start[12:])  # never collapsed
+    assert float(closest(after)[:12].max()) < 0.9
+    moved = (after - start)[[0, 1, 2, *range(4, 12)]].norm(dim=1)
+    usual = (start[12:] - start.mean(0)).norm(dim=1)
+    assert 0.5 < float(moved.mean() / usual.mean()) < 2
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
