@@ -222,6 +222,7 @@ def write_model(model: Any, tokenizer_home: Path, directory: Path) -> None:
     save_file(tensors, fresh, {"format": "pt"})
     fresh.replace(directory / "model.safetensors")
     config = model.config.to_dict() | {"architectures": [type(model).__name__], "use_cache": True, "dtype": "bfloat16"}
+    config["_name_or_path"] = ""  # where it was trained from is a path of that machine
     write_atomic(directory / "config.json", json.dumps(config, indent=2, sort_keys=True) + "\n")
     generation = {
         "eos_token_id": model.config.eos_token_id,
