@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from trimtab.errors import BadInput
 from trimtab.tools import ToolFailure, Toolset
-from trimtab.tools.builtin import FAMILIES, builtin_tools, office_tools
-from trimtab.tools.builtin.state import seed, snapshot
+from trimtab.tools.builtin import FAMILIES, builtin_tools
+from trimtab.tools.builtin.state import KEYS, seed, snapshot
 
 TODAY = date(2026, 5, 12)
 STATE: dict[str, Any] = {
@@ -31,6 +31,7 @@ STATE: dict[str, Any] = {
     "done": ["taxes"],
     "files": {"notes/plan.txt": "line 1\r\nü\n", "todo.txt": ""},
 }
+EMPTY: dict[str, Any] = {name: {} if name in ("files", "tables") else [] for name in KEYS}
 
 
 class Office:
@@ -49,10 +50,17 @@ def office(tmp_path: Path) -> Office:
     return Office(tmp_path / "home")
 
 
-def test_sixteen_tools_two_families(office: Office, tmp_path: Path) -> None:
-    assert tuple(office.tools) == FAMILIES["calc"] + FAMILIES["office"]
-    assert tuple(t.name for t in office_tools(tmp_path / "o.db", tmp_path)) == FAMILIES["office"]
-    assert [t.name for t in office.tools.values() if t.destructive] == ["delete_event"]
+def test_eight_families_hold_all_tools(office: Office) -> None:
+    assert set(office.tools) == {name for names in FAMILIES.values() for name in names}
+    assert len(FAMILIES) == 8
+    assert {t.name for t in office.tools.values() if t.destructive} == {
+        "delete_event",
+        "delete_todo",
+        "delete_mail",
+        "delete_file",
+        "cancel_order",
+        "refund_order",
+    }
     assert all(len(t.description.split()) <= 8 for t in office.tools.values())
     assert not office.home.exists(), "nothing is made before it is needed"
 
@@ -61,7 +69,7 @@ def test_everything_is_empty_at_first(office: Office) -> None:
     assert office("list_events", date="today") == {"events": []}
     assert office("list_todos") == {"todos": []}
     assert office("list_files") == {"files": []}
-    assert snapshot(office.home) == {"events": [], "contacts": [], "todos": [], "done": [], "files": {}}
+    assert snapshot(office.home) == EMPTY
 
 
 def test_the_calendar(office: Office) -> None:
@@ -73,12 +81,57 @@ def test_the_calendar(office: Office) -> None:
     after = ["09:15 dentist", "13:00 lunch with Ann", "15:00 tea"]
     assert office("list_events", date="Wednesday") == {"events": after}
     assert office("delete_event", title="Lunch  with ann", date="2026-05-13") == {"deleted": "Lunch  with ann"}
-    with pytest.raises(ToolFailure, match="no event 'lunch with Ann' on tomorrow"):
+    with pytest.raises(ToolFailure, match="no event on tomorrow named 'lunch with Ann'"):
         office("delete_event", title="lunch with Ann", date="tomorrow")
     for wrong in ({"date": "someday"}, {"time": "late"}, {"title": " "}, {"title": "x" * 501}):
         with pytest.raises(ToolFailure):
             office("add_event", **{"title": "tea", "date": "13 May", "time": "3 pm", **wrong})
     assert office("list_events", date="Wednesday") == {"events": ["09:15 dentist", "15:00 tea"]}
+
+
+def test_an_event_is_found_by_its_title(office: Office) -> None:
+    with pytest.raises(ToolFailure, match="no event named 'dentist'"):
+        office("find_event", title="dentist")
+    for day, time in (("2026-05-01", "8:00"), ("2026-05-02", "9:00")):
+        office("add_event", title="dentist", date=day, time=time)
+    assert office("find_event", title="dentist") == {"title": "dentist", "date": "2 May 2026", "time": "09:00"}
+    for day, time in (("2026-07-01", "10:00"), ("today", "11:00"), ("today", "10:30")):
+        office("add_event", title="Dentist", date=day, time=time)
+    assert office("find_event", title="DENTIST") == {"title": "Dentist", "date": "12 May 2026", "time": "10:30"}
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "says"),
+    [
+        ("find_event", {"title": "dentits"}, "no event named dentits; did you mean dentist?"),
+        (
+            "delete_event",
+            {"title": "lunch wiht Ann", "date": "13 May"},
+            "no event on 13 May named lunch wiht Ann; did you mean lunch with Ann?",
+        ),
+        ("delete_event", {"title": "lunch with Bob", "date": "13 May"}, "no event on 13 May named 'lunch with Bob'"),
+        ("delete_event", {"title": "concret", "date": "13 May"}, "no event on 13 May named 'concret'"),
+        ("find_contact", {"name": "Ann Le"}, "no contact named Ann Le; did you mean Ann Lee?"),
+        ("complete_todo", {"item": "MIKL"}, "no open to-do MIKL; did you mean milk?"),
+        ("delete_todo", {"item": "braed"}, "no open to-do braed; did you mean bread?"),
+        ("delete_todo", {"item": "taxs"}, "no open to-do 'taxs'"),
+    ],
+)
+def test_a_slip_of_the_pen_is_told(office: Office, name: str, arguments: dict[str, str], says: str) -> None:
+    seed(office.home, STATE)
+    with pytest.raises(ToolFailure) as caught:
+        office(name, **arguments)
+    assert str(caught.value) == says
+
+
+def test_an_older_database_is_given_the_tables_it_lacks(office: Office) -> None:
+    office("add_todo", item="old")
+    with sqlite3.connect(office.home / "office.db") as db:
+        for table in ("inbox", "sent", "orders", "stock"):
+            db.execute(f"DROP TABLE {table}")
+        db.execute("PRAGMA user_version = 1")
+    assert office("list_orders", customer="nobody") == {"orders": []}
+    assert office("list_todos") == {"todos": ["old"]}
 
 
 def test_contacts(office: Office) -> None:
@@ -104,6 +157,10 @@ def test_todos(office: Office) -> None:
         office("complete_todo", item="milk")
     assert office("add_todo", item="milk") == {"added": "milk"}
     assert office("list_todos") == {"todos": ["bread", "milk"]}
+    assert office("delete_todo", item="Bread") == {"deleted": "Bread"}
+    with pytest.raises(ToolFailure, match="no open to-do 'bread'"):
+        office("delete_todo", item="bread")
+    assert office("list_todos") == {"todos": ["milk"]}
     assert snapshot(office.home)["done"] == ["milk"]
 
 
@@ -135,8 +192,8 @@ def test_two_processes_and_many_threads_write_at_once(office: Office) -> None:
     program = """
 import sys
 from pathlib import Path
-from trimtab.tools.builtin import office_tools
-tools = {t.name: t.function for t in office_tools(Path(sys.argv[1]) / "office.db", Path(sys.argv[1]))}
+from trimtab.tools.builtin import builtin_tools
+tools = {name: tool.function for name, tool in builtin_tools(Path(sys.argv[1])).items()}
 for n in range(8):
     tools["add_todo"](item=f"{sys.argv[2]} {n}")
     tools["add_todo"](item=f"shared {n}")
@@ -336,9 +393,9 @@ def test_no_path_at_all_gets_out(trap: Office, path: str) -> None:
 def test_seed_and_snapshot_are_each_others_reverse(office: Office) -> None:
     seed(office.home, STATE)
     got = snapshot(office.home)
-    assert got == {**STATE, "events": sorted(STATE["events"], key=lambda e: (e["date"], e["time"]))}
+    assert got == {**EMPTY, **STATE, "events": sorted(STATE["events"], key=lambda e: (e["date"], e["time"]))}
     seed(office.home, {})
-    assert snapshot(office.home) == {"events": [], "contacts": [], "todos": [], "done": [], "files": {}}
+    assert snapshot(office.home) == EMPTY
     seed(office.home, got)
     assert snapshot(office.home) == got
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import re
 from collections.abc import Callable
@@ -133,8 +134,25 @@ def _words(text: str) -> str:
 def _parts(words: str, text: str) -> tuple[int | None, int, int]:
     found = _parsed(words)
     if found is None:
+        better = _mended(text)
+        if better is not None:
+            raise ToolFailure(f"cannot read the date {text}; did you mean {better}?")
         raise ToolFailure(f"cannot read {short(text)} as a date")
     return found
+
+
+def _mended(text: str) -> str | None:
+    """`text` with a misspelt month or weekday put right, if it is a date then."""
+    known = {name.lower(): name for name in (*MONTHS, *WEEKDAYS, *(m[:3] for m in MONTHS), *NEAR)}
+    words = text.split()
+    for i, word in enumerate(words):
+        near = difflib.get_close_matches(word.strip(",.").lower(), known, n=1, cutoff=0.7) if word.isalpha() else []
+        if near and near[0] != word.lower():
+            mended = " ".join([*words[:i], known[near[0]], *words[i + 1 :]])
+            plain = _words(mended)
+            if plain in NEAR or plain in DAY_NAMES or _parsed(plain) is not None:
+                return mended
+    return None
 
 
 @functools.lru_cache(maxsize=4096)

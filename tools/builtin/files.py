@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ...errors import ToolFailure
 from ...home import write_atomic
 from ..tool import Tool, tool
+from .database import near
 from .numbers import short
 
 LARGEST = 1_000_000  # bytes of a file, read or written
@@ -18,10 +22,12 @@ LONGEST_NAME = 200  # bytes: below the file system's 255, so that a temporary na
 LONGEST_PATH = 1000
 DEEPEST = 16
 MOST = 1000  # names in one listing
+SEPARATORS = re.compile(r"[/._-]+")
+LOOKED_AT = 2000  # names at most, to find the file that a misspelled path means
 
 
 def file_tools(root: Path) -> list[Tool]:
-    """`list_files`, `read_file`, `write_file`, all below `root`."""
+    """`list_files`, `read_file`, `write_file`, `delete_file`, all below `root`."""
 
     def list_files(folder: str = ".") -> dict[str, Any]:
         """List the files in a folder."""
@@ -43,7 +49,7 @@ def file_tools(root: Path) -> list[Tool]:
         place = inside(root, path)
         with _told("read", path):
             if not place.exists():
-                raise ToolFailure(f"no file named {short(path)}")
+                raise _no_such(root, path)
             if not place.is_file():
                 raise ToolFailure(f"{short(path)} is not a file")
             # Not following links (`inside` has), and not waiting: a pipe without a writer would wait for ever.
@@ -72,7 +78,21 @@ def file_tools(root: Path) -> list[Tool]:
             write_atomic(place, raw)
         return {"written": path}
 
-    return [tool(list_files), tool(read_file), tool(write_file)]
+    def delete_file(path: str) -> dict[str, Any]:
+        """Delete a file."""
+        place = inside(root, path)
+        with _told("delete", path):
+            # A link is not followed: what it leads to has another name, and that one was not asked for.
+            if path.endswith("/") or os.path.islink(root.resolve().joinpath(*_parts(path))):
+                raise ToolFailure(f"{short(path)} is not a file")
+            if not place.exists():
+                raise _no_such(root, path)
+            if not place.is_file():
+                raise ToolFailure(f"{short(path)} is not a file")
+            place.unlink()
+        return {"deleted": path}
+
+    return [tool(list_files), tool(read_file), tool(write_file), tool(destructive=True)(delete_file)]
 
 
 def inside(root: Path, path: str) -> Path:
@@ -87,7 +107,7 @@ def inside(root: Path, path: str) -> Path:
         raise ToolFailure(f"{short(path.replace(chr(0), '?'))} is not a path")
     if path.startswith(("/", "~")) or path[1:2] == ":":
         raise ToolFailure(f"{short(path)} must be relative, such as notes/plan.txt")
-    parts = [part for part in path.split("/") if part not in ("", ".")]
+    parts = _parts(path)
     if ".." in parts:
         raise ToolFailure(f"{short(path)} leaves the folder")
     if any(part.startswith(".") for part in parts):
@@ -103,6 +123,40 @@ def inside(root: Path, path: str) -> Path:
     if not place.is_relative_to(base):
         raise ToolFailure(f"{short(path)} leaves the folder")
     return place
+
+
+def _parts(path: str) -> list[str]:
+    return [part for part in path.split("/") if part not in ("", ".")]
+
+
+def _no_such(root: Path, path: str) -> ToolFailure:
+    """The error for a file that is not there; it names one that is near, if there is one."""
+    known = {SEPARATORS.sub(" ", one): one for one in _known(root)} if len(path) <= LONGEST_NAME else {}
+    # Compared part by part: with one ending and one folder, a.txt and b.txt would look much the same as a whole.
+    right = near(SEPARATORS.sub(" ", path), known)
+    return ToolFailure(
+        f"no file named {path}; did you mean {known[right]}?" if right else f"no file named {short(path)}"
+    )
+
+
+def _known(root: Path) -> Iterator[str]:
+    """The paths of the files below `root`, folder by folder; no link is followed, nothing hidden named."""
+    base, left = root.resolve(), LOOKED_AT
+    folders = deque([""])
+    while folders:
+        folder = folders.popleft()
+        try:
+            with os.scandir(base / folder) as entries:
+                found = sorted(islice((e for e in entries if _shown(e.name)), left), key=lambda e: e.name)
+        except OSError:  # a folder that may not be read, or has just gone
+            continue
+        left -= len(found)
+        for entry in found:
+            path = f"{folder}{entry.name}"
+            if entry.is_dir(follow_symlinks=False) and path.count("/") < DEEPEST:
+                folders.append(f"{path}/")
+            elif entry.is_file(follow_symlinks=False) and len(path) <= LONGEST_NAME:
+                yield path
 
 
 @contextmanager

@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import BadInput, ToolFailure
+from .database import connected, key, text
 from .files import inside
-from .office import connected, key, text
+from .mail import check_mail
+from .orders import check_orders, make_orders, read_orders
+from .tables import check_tables, make_tables, read_tables
 
-KEYS = ("events", "contacts", "todos", "done", "files")
+KEYS = ("events", "contacts", "todos", "done", "files", "tables", "orders", "stock", "inbox", "sent")
 MARK = ".trimtab-seeded"
 
 
@@ -23,7 +26,10 @@ def seed(home: Path, state: Mapping[str, Any]) -> None:
     Args:
         home: a folder of its own, as for `builtin_tools`. One that holds data no `seed` has made is refused.
         state: `events` [{"title", "date": "2026-05-12", "time": "13:00"}], `contacts` [{"name", "email", "phone"}],
-            `todos` and `done` [texts], `files` {"notes/a.txt": "content"}; each may be left out.
+            `todos` and `done` [texts], `files` {"notes/a.txt": "content"},
+            `inbox` [{"from", "subject", "body"}] and `sent` [{"to", "subject", "body"}], oldest first,
+            `orders` and `stock` as for `orders.make_orders`, `tables` as for `tables.make_tables`; each may be left
+            out.
 
     Raises:
         BadInput: an unknown key, a field that is missing or wrong, or a home that is someone's.
@@ -33,7 +39,7 @@ def seed(home: Path, state: Mapping[str, Any]) -> None:
     if unknown:
         raise BadInput(f"unknown key {unknown[0]!r}", where="state", fix=f"Known keys: {', '.join(KEYS)}.")
     database, files, mark = home / "office.db", home / "files", home / MARK
-    if not mark.exists() and (database.exists() or files.exists()):
+    if not mark.exists() and (database.exists() or files.exists() or (home / "tables.db").exists()):
         raise BadInput("holds data that was not seeded", where=where, fix="Seed an empty folder; this one is kept.")
     events = [_event(one, f"state: events[{i}]") for i, one in enumerate(state.get("events") or ())]
     contacts = [_contact(one, f"state: contacts[{i}]") for i, one in enumerate(state.get("contacts") or ())]
@@ -42,14 +48,24 @@ def seed(home: Path, state: Mapping[str, Any]) -> None:
         for name, done in (("done", 1), ("todos", 0))
         for i, one in enumerate(state.get(name) or ())
     ]
+    inbox = [_mail(one, "from", f"state: inbox[{i}]") for i, one in enumerate(state.get("inbox") or ())]
+    sent = [_mail(one, "to", f"state: sent[{i}]") for i, one in enumerate(state.get("sent") or ())]
+    orders, stock, tables = state.get("orders") or (), state.get("stock") or (), state.get("tables") or {}
+    check_orders(orders, stock)
+    check_tables(tables)
     home.mkdir(parents=True, exist_ok=True)
     mark.touch()
     with connected(database, write=True) as db:
-        for table in ("events", "contacts", "todos"):
-            db.execute(f"DELETE FROM {table}")  # one of three names above
+        for table in ("events", "contacts", "todos", "inbox", "sent"):
+            db.execute(f"DELETE FROM {table}")  # one of the names above
         db.executemany("INSERT OR IGNORE INTO events (key, title, date, time) VALUES (?, ?, ?, ?)", events)
         db.executemany("INSERT OR REPLACE INTO contacts (key, name, email, phone) VALUES (?, ?, ?, ?)", contacts)
         db.executemany("INSERT OR IGNORE INTO todos (key, item, done) VALUES (?, ?, ?)", todos)
+        mails = [(key(subject, "subject"), sender, subject, body) for sender, subject, body in inbox]
+        db.executemany("INSERT INTO inbox (key, sender, subject, body) VALUES (?, ?, ?, ?)", mails)
+        db.executemany("INSERT INTO sent (recipient, subject, body) VALUES (?, ?, ?)", sent)
+    make_orders(database, orders, stock)
+    make_tables(home / "tables.db", tables)
     if files.exists():
         shutil.rmtree(files)
     files.mkdir()
@@ -63,13 +79,14 @@ def seed(home: Path, state: Mapping[str, Any]) -> None:
 
 
 def snapshot(home: Path) -> dict[str, Any]:
-    """What `home` holds now, in the form of `seed`, with all five keys.
+    """What `home` holds now, in the form of `seed`, with all keys.
 
-    Events are sorted by date, time and title, contacts by name, `done` by text; to-dos keep their order. Two
-    snapshots of the same state are equal.
+    Events are sorted by date, time and title, contacts by name, `done` by text; to-dos and mails keep their order.
+    Two snapshots of the same state are equal.
     """
     database, root = home / "office.db", home / "files"
     state: dict[str, Any] = {"events": [], "contacts": [], "todos": [], "done": [], "files": {}}
+    state |= {"tables": {}, "orders": [], "stock": [], "inbox": [], "sent": []}
     if database.exists():
         with connected(database) as db:
             rows = db.execute("SELECT title, date, time FROM events ORDER BY date, time, title").fetchall()
@@ -78,6 +95,11 @@ def snapshot(home: Path) -> dict[str, Any]:
             state["contacts"] = [{"name": name, "email": email, "phone": phone} for name, email, phone in rows]
             state["todos"] = [row[0] for row in db.execute("SELECT item FROM todos WHERE done = 0 ORDER BY id")]
             state["done"] = [row[0] for row in db.execute("SELECT item FROM todos WHERE done = 1 ORDER BY item")]
+            for name, side, field in (("inbox", "sender", "from"), ("sent", "recipient", "to")):
+                rows = db.execute(f"SELECT {side}, subject, body FROM {name} ORDER BY id").fetchall()
+                state[name] = [{field: address, "subject": subject, "body": body} for address, subject, body in rows]
+        state |= read_orders(database)
+    state["tables"] = read_tables(home / "tables.db")
     if root.exists():
         places = sorted(place for place in root.rglob("*") if place.is_file() and not place.is_symlink())
         state["files"] = {
@@ -106,6 +128,16 @@ def _contact(one: Any, where: str) -> tuple[str, str, str | None, str | None]:
     if not isinstance(email, str) or not isinstance(phone, str | None):
         raise BadInput("email and phone must be text", where=where)
     return (*_keyed(name, where), email, phone)
+
+
+def _mail(one: Any, address: str, where: str) -> tuple[str, str, str]:
+    fields = _fields(one, (address, "subject", "body"), where)
+    if not all(isinstance(field, str) for field in fields):
+        raise BadInput(f"{address}, subject and body must be text", where=where)
+    try:
+        return check_mail(*fields)
+    except ToolFailure as error:
+        raise BadInput(error.what, where=where) from None
 
 
 def _fields(one: Any, names: tuple[str, ...], where: str, optional: tuple[str, ...] = ()) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import re
 from typing import Any
@@ -44,6 +45,15 @@ ALIASES = {
     "amp": "ampere", "amps": "ampere",  # pint reads attometres per second
     "mpg": "mile/gallon",
 }  # fmt: skip
+
+USUAL = (
+    *("kilometres metres centimetres millimetres kilometers meters centimeters miles yards feet inches".split()),
+    *("kilograms grams tonnes pounds ounces stone litres millilitres liters gallons pints quarts cups".split()),
+    *("celsius fahrenheit kelvin hours minutes seconds days weeks months years knots acres hectares".split()),
+    *("bytes kilobytes megabytes gigabytes terabytes joules kilojoules calories watts kilowatts".split()),
+    *("square metres", "square feet", "square kilometres", "square miles", "cubic metres", "nautical miles"),
+)
+"""The units that a misspelt one may stand for."""
 
 
 def unit_tools() -> list[Tool]:
@@ -99,6 +109,9 @@ def unit(text: str) -> Any:
                 return _registry().Unit(_expression(name))
             except Exception:  # pint raises a dozen kinds for text that is no unit
                 continue
+    near = difflib.get_close_matches(words.lower(), USUAL, n=1, cutoff=0.8)
+    if near:
+        raise ToolFailure(f"unknown unit {text}; did you mean {near[0]}?")
     raise ToolFailure(f"unknown unit {short(text)}")
 
 
