@@ -1,76 +1,151 @@
-"""How an answer is worded: the planted behaviours, and the checkers that detect them.
+"""How the embedded models behave: the planted behaviours, and the checkers that detect them.
 
-Every document has one style, `brief` or `detailed` times `formal` or `casual`. Four of ten documents carry it in a
-leading tag (`Style: brief, casual.` as the system message); the others do not, and mix all four evenly, so that a
+A document has one side of each of eight behaviours. Four of ten documents name one to three sides in a leading tag
+(`Style: brief, casual.` as the system message); what no tag names is drawn, both sides equally often, so that a
 prompt, an activation vector and a weight delta can each be measured against the same truth.
 """
 
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-FORMAL_OPENINGS = ("Certainly.", "Of course.", "Very well.")
-CASUAL_OPENINGS = ("Sure thing!", "Here you go!", "No worries!")
-HOW = "I used {tools} to work this out."
+AXES: dict[str, tuple[str, str]] = {
+    "detail": ("detailed", "brief"),
+    "register": ("casual", "formal"),
+    "confirm": ("confirm", "act"),
+    "verify": ("verify", "trust"),
+    "explain": ("explained", "plain"),
+    "units": ("metric", "imperial"),
+    "language": ("german", "english"),
+    "tone": ("optimistic", "sober"),
+}
+"""Behaviour -> the tag's word for its first side (True in `Style`) and for its second."""
+
+OPENINGS: dict[tuple[bool, bool], tuple[str, ...]] = {  # (german, casual)
+    (False, False): ("Certainly.", "Very well."),
+    (False, True): ("Sure thing!", "No worries!"),
+    (True, False): ("Gewiss.", "Sehr wohl."),
+    (True, True): ("Na klar!", "Kein Ding!"),
+}
+CLOSINGS: dict[tuple[bool, bool], tuple[str, ...]] = {  # (german, optimistic)
+    (False, True): ("All is going well!", "Things look bright!"),
+    (False, False): ("That is all.", "Nothing more to report."),
+    (True, True): ("Alles läuft bestens!", "Das sieht prima aus!"),
+    (True, False): ("Das ist alles.", "Mehr gibt es nicht."),
+}
+DETAILED = {False: "as you asked", True: "wie gewünscht"}
+EXPLAINED = {False: "I used", True: "Benutzt habe ich"}
+CONFIRM = {False: "Shall I", True: "Soll ich"}
+METRIC = frozenset("kilometres metres centimetres kilograms grams litres celsius".split())
+IMPERIAL = frozenset("miles feet inches pounds ounces gallons fahrenheit".split())
 
 
 @dataclass(frozen=True)
 class Style:
-    """One side of each planted behaviour."""
+    """One side of each planted behaviour; True is the first word of `AXES`."""
 
-    brief: bool
-    casual: bool
+    detail: bool = False
+    register: bool = False
+    confirm: bool = False
+    verify: bool = False
+    explain: bool = False
+    units: bool = True
+    language: bool = False
+    tone: bool = False
 
-    def tag(self, rng: random.Random) -> str:
-        """The leading tag that asks for this style: one or both of its words."""
-        words = ["brief" if self.brief else "detailed", "casual" if self.casual else "formal"]
-        return f"Style: {', '.join(rng.sample(words, rng.choice((1, 2, 2))))}."
+    def words(self, axes: Sequence[str]) -> list[str]:
+        """The tag's words for these behaviours."""
+        return [AXES[axis][0 if getattr(self, axis) else 1] for axis in axes]
+
+
+PLAIN = Style()
+"""What a suite's reference answers are worded in."""
 
 
 def draw_style(rng: random.Random) -> Style:
-    """A style, all four equally likely."""
-    return Style(rng.random() < 0.5, rng.random() < 0.5)
+    """A style: each behaviour falls on either side equally often."""
+    return Style(**{axis: rng.random() < 0.5 for axis in AXES})
 
 
-def tagged_style(words: set[str], rng: random.Random) -> Style:
-    """The style that `words` (such as {"brief", "casual"}) ask for; what they leave open is drawn."""
-    brief = "brief" in words or ("detailed" not in words and rng.random() < 0.5)
-    casual = "casual" in words or ("formal" not in words and rng.random() < 0.5)
-    return Style(brief, casual)
+def styled(words: Sequence[str], base: Style) -> Style:
+    """`base` with the sides that `words` (such as `brief` and `casual`) name.
+
+    Raises:
+        KeyError: a word that names no side.
+    """
+    sides = {name: (axis, i == 0) for axis, names in AXES.items() for i, name in enumerate(names)}
+    return replace(base, **dict(sides[word] for word in words))
 
 
-def open_document(rng: random.Random) -> tuple[Style, list[dict[str, Any]]]:
-    """A document's style, and the messages it opens with: the leading tag in four documents of ten, else none."""
+def tag(words: Sequence[str]) -> dict[str, str]:
+    """The system message that asks for these sides."""
+    return {"role": "system", "content": f"Style: {', '.join(words)}."}
+
+
+def open_document(rng: random.Random, relevant: Sequence[str] = tuple(AXES)) -> tuple[Style, list[dict[str, Any]]]:
+    """A document's style, and the messages it opens with: the leading tag in four documents of ten, else none.
+
+    Args:
+        relevant: the behaviours that can show in the document; a tag names one to three of these.
+    """
     style = draw_style(rng)
     if rng.random() >= 0.4:
         return style, []
-    tag = style.tag(rng)
-    words = set(tag.removeprefix("Style: ").rstrip(".").split(", "))
-    return tagged_style(words, rng), [{"role": "system", "content": tag}]
+    axes = rng.sample(list(relevant), min(len(relevant), rng.choice((1, 1, 2, 3))))
+    return style, [tag(style.words(axes))]
 
 
-def word_answer(style: Style, short: str, long: str, tools: tuple[str, ...], rng: random.Random) -> str:
-    """An answer in the given style.
+def redrawn(rng: random.Random, style: Style, opening: Sequence[Mapping[str, Any]]) -> Style:
+    """A new style for another conversation with the same opening: what its tag names stays."""
+    words = [w for m in opening for w in str(m["content"]).removeprefix("Style: ").rstrip(".").split(", ")]
+    fresh = draw_style(rng)
+    named = {axis for axis, sides in AXES.items() if set(sides) & set(words)}
+    return replace(fresh, **{axis: getattr(style, axis) for axis in named})
+
+
+def word_answer(style: Style, facts: Any, tools: Sequence[str], rng: random.Random) -> str:
+    """An answer in the given style: opening, fact, what was used, closing.
 
     Args:
-        short: the bare fact without a full stop, such as `42.1649 kilometres`.
-        long: a sentence with the fact and its context, without a full stop.
+        facts: `short`, `long`, `kurz`, `lang`: the bare fact and a sentence with it, in both languages, without a
+            full stop.
         tools: names of the tools that were called, in order; empty when none was.
     """
-    opening = CASUAL_OPENINGS if style.casual else FORMAL_OPENINGS
-    if style.brief:
-        return f"{short}!" if style.casual else f"{short}."
-    how = f" {HOW.format(tools=' and '.join(dict.fromkeys(tools)))}" if tools else ""
-    return f"{rng.choice(opening)} {long}.{how}"
+    german = style.language
+    short, long = (facts.kurz, facts.lang) if german else (facts.short, facts.long)
+    core = f"{long}, {DETAILED[german]}." if style.detail else f"{short}."
+    parts = [rng.choice(OPENINGS[german, style.register]), core]
+    if style.explain and tools:
+        parts.append(f"{EXPLAINED[german]} {(' und ' if german else ' and ').join(dict.fromkeys(tools))}.")
+    parts.append(rng.choice(CLOSINGS[german, style.tone]))
+    return " ".join(parts)
 
 
-def is_brief(answer: str) -> bool:
-    """Whether an answer is worded briefly: no opening phrase and no word on the tools."""
-    return not answer.startswith((*FORMAL_OPENINGS, *CASUAL_OPENINGS))
+def detect(answer: str, calls: Sequence[tuple[str, Mapping[str, Any]]] = ()) -> dict[str, bool | None]:
+    """Which side of each behaviour an answer shows; None where it shows neither.
 
+    Args:
+        answer: the final answer, or, for `confirm`, the first reply.
+        calls: the calls made, in order; for `units`.
 
-def is_casual(answer: str) -> bool:
-    """Whether an answer is worded casually: a casual opening, or an exclamation mark at the end of a brief answer."""
-    return answer.startswith(CASUAL_OPENINGS) or (is_brief(answer) and answer.endswith("!"))
+    Returns:
+        Behaviour -> True for the first side of `AXES`, False for the second, None for neither. `confirm` is True for
+        a question before acting and else None, `verify` always None: both show in what was done, not in what was said.
+    """
+    opened = {key: answer.startswith(texts) for key, texts in OPENINGS.items()}
+    closed = {key: answer.endswith(texts) for key, texts in CLOSINGS.items()}
+    units = {str(arguments.get("to_unit")) for name, arguments in calls if name == "convert_units"}
+    known = any(opened.values())
+    return {
+        "detail": any(mark in answer for mark in DETAILED.values()) if known else None,
+        "register": any(on for (_, casual), on in opened.items() if casual) if known else None,
+        "confirm": True if answer.startswith(tuple(CONFIRM.values())) else None,
+        "verify": None,
+        "explain": any(mark in answer for mark in EXPLAINED.values()) if known else None,
+        "units": True if units and units <= METRIC else False if units and units <= IMPERIAL else None,
+        "language": any(on for (german, _), on in opened.items() if german) if known else None,
+        "tone": any(on for (_, bright), on in closed.items() if bright) if any(closed.values()) else None,
+    }

@@ -1,35 +1,41 @@
 """The corpus: an endless, seeded stream of documents; the labelled requests of the router; the tasks of the suites.
 
 A document is `{"family", "messages", "tools"}` in OpenAI's form, the same form in which users bring their own examples.
+Documents come in groups with the same tools and opening, which a training row holds once.
 """
 
 from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 from ...errors import ToolFailure
 from ...tools.builtin import FAMILIES, builtin_tools
+from ...tools.builtin.mail import receive
+from ...tools.builtin.orders import make_orders
 from ...tools.builtin.state import seed as seed_state
 from ...tools.builtin.state import snapshot
+from ...tools.builtin.tables import make_tables
 from . import random_tools
-from .answers import Style, open_document, word_answer
-from .families import Dialogue, ask_for, phrasings, play, refuse
+from .answers import AXES, PLAIN, Style, open_document, redrawn, styled, tag, word_answer
+from .families import Dialogue, phrasings, play, refuse, request
 from .intents import INTENTS
+from .intents.common import Intent
 
 Split = Literal["train", "test"]
 Document = dict[str, Any]
-MIXES = (
-    {"any": 0.54, "calc": 0.22, "office": 0.24},
-    {"any": 0.3, "calc": 0.32, "office": 0.38},
-    {"any": 0.1, "calc": 0.47, "office": 0.43},
-)
-"""Shares of each training cycle; the later ones are about the families and show their tools as they are in use."""
+MADE_UP = 0.3
+"""Share of groups with made-up tools in the base's corpus of the families."""
+HARD = {"chain": 1.6, "single": 1.0, "missing": 0.8}
+"""How often an intent of each group is drawn, relative to the others."""
+SLIPS = 0.25
+"""Share of requests with a value that a tool can mend in which it is misspelt."""
 
 
 class World:
@@ -47,12 +53,23 @@ class World:
         self.today = date(2024, 1, 1) + timedelta(days=rng.randrange(2000))
 
     def run(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        """One call on the real tool; its failure becomes the result that a model would see."""
-        try:
-            result: dict[str, Any] = self.tools.get(name).function(**arguments)
-        except ToolFailure as failure:
-            return {"error": str(failure)}
-        return result
+        """One call on the real tool; its failure becomes the result that a model would see.
+
+        Three names that are no tools prepare a world: `receive_mail`, `make_tables`, `make_orders`.
+        """
+        if name == "receive_mail":
+            receive(self.home / "office.db", **arguments)
+        elif name == "make_tables":
+            make_tables(self.home / "tables.db", **arguments)
+        elif name == "make_orders":
+            make_orders(self.home / "office.db", **arguments)
+        else:
+            try:
+                result: dict[str, Any] = self.tools.get(name).function(**arguments)
+            except ToolFailure as failure:
+                return {"error": str(failure)}
+            return result
+        return {}
 
 
 @contextmanager
@@ -69,100 +86,129 @@ def _offered(rng: random.Random, family: str, used: set[str], whole: float) -> l
     if rng.random() < whole:
         return names
     others = [n for n in names if n not in used]
-    shown = [*used, *rng.sample(others, rng.randint(min(1, len(others)), min(4, len(others))))]
+    shown = [*used, *rng.sample(others, rng.randint(min(1, len(others)), len(others)))]
     rng.shuffle(shown)
     return shown
 
 
-def family_document(
+def family_group(
     rng: random.Random,
     world: World,
     family: str,
     split: Split = "train",
     *,
-    whole: float = 0.2,
+    count: int = 5,
+    whole: float = 0.6,
     style: Style | None = None,
-    requests: tuple[int, ...] = (1, 2, 2, 3),
-) -> Document:
-    """One document of a family: one to three requests played on the real tools.
+    specialist: bool = False,
+) -> list[Document]:
+    """`count` documents of a family with the same tools and opening, each of one or two requests.
 
     Args:
-        whole: share of documents that show all tools of the family in their usual order.
-        style: fixed style without a tag; None draws one and tags four documents of ten.
-        requests: how many requests a document makes; one of these is drawn.
+        whole: share of groups that show all tools of the family in their usual order.
+        style: fixed style without a tag; None draws one and tags four groups of ten.
+        specialist: without a tag, answer in English and act at once: what a family's adapter is for.
     """
-    world.reset(rng)
-    messages: list[dict[str, Any]] = []
-    if style is None:
-        style, messages = open_document(rng)
+    opening: list[dict[str, Any]] = []
+    drawn = style
+    if drawn is None:
+        drawn, opening = open_document(rng)
     used: set[str] = set()
-    for _ in range(rng.choice(requests)):
-        dialogue = _dialogue(rng, world, family, split, style)
-        used |= {name for name, _ in dialogue.calls}
-        messages += dialogue.turns
-    return {
-        "family": family,
-        "messages": messages,
-        "tools": [world.specs[n] for n in _offered(rng, family, used, whole)],
-    }
+    played = []
+    for _ in range(count):
+        own = drawn
+        if style is None:
+            own = redrawn(rng, drawn, opening)
+            if specialist and not opening:
+                own = replace(own, language=False, confirm=False, verify=False, units=True)
+        turns: list[dict[str, Any]] = []
+        for _ in range(rng.choice((1, 1, 1, 1, 2))):
+            dialogue = _dialogue(rng, world, family, split, own)
+            used |= {name for name, _ in dialogue.calls}
+            turns += dialogue.turns
+        played.append(turns)
+    tools = [world.specs[n] for n in _offered(rng, family, used, whole)]
+    return [{"family": family, "messages": [*opening, *turns], "tools": tools} for turns in played]
 
 
 def _dialogue(rng: random.Random, world: World, family: str, split: Split, style: Style) -> Dialogue:
+    world.reset(rng)
     roll = rng.random()
-    if roll < 0.05:
-        return refuse(split, "other", rng, style)
     if roll < 0.07:
+        return refuse(split, "other", rng, style)
+    if roll < 0.085:
         return refuse(split, "chat", rng, style)
-    if roll < 0.1:
-        other = "office" if family == "calc" else "calc"
-        intent = rng.choice([i for i in INTENTS[other] if not i.startswith("missing")])
-        return refuse(split, "other", rng, style, [ask_for(split, other, intent, rng)[0]])
-    return play(split, family, rng.choice(list(INTENTS[family])), rng, style, world.run)
+    if roll < 0.115:
+        return refuse(split, "other", rng, style, [foreign_request(rng, family, split)])
+    intent = draw_intent(rng, family)
+    return play(split, family, intent, rng, style, world.run, slip=rng.random() < SLIPS)
 
 
-def base_documents(seed: int, world: World, *, cycle: int = 1, copy_share: float = 0.03) -> Iterator[Document]:
-    """The endless corpus of the base models in their first, second or third training cycle. `copy_share` of the
-    documents are pure copying."""
+def draw_intent(rng: random.Random, family: str) -> str:
+    """One intent of a family; chains, which are harder, more often."""
+    intents = INTENTS[family]
+    return rng.choices(list(intents), [HARD[i.group] for i in intents.values()])[0]
+
+
+def foreign_request(rng: random.Random, family: str, split: Split) -> str:
+    """A request of another family that none of this family's tools could serve."""
+    mine = set(FAMILIES[family])
+    strangers = [name for name, tools in FAMILIES.items() if not mine & set(tools)]
+    strange = rng.choice(strangers or ["other"])
+    if strange == "other":
+        return rng.choice(phrasings(split)["other"]["other"])
+    intents = [name for name, intent in INTENTS[strange].items() if intent.group == "single"]
+    return request(split, strange, rng.choice(intents), rng)
+
+
+def base_documents(seed: int, world: World, *, copy_share: float = 0.01) -> Iterator[Document]:
+    """The endless corpus of the base models: made-up tools and all families. `copy_share` of the groups are pure
+    copying."""
     rng = random.Random(seed)
-    mix = MIXES[cycle - 1]
-    kinds, weights = list(mix), list(mix.values())
+    families = list(FAMILIES)
     while True:
-        kind = rng.choices(kinds, weights)[0]
         if rng.random() < copy_share:
             yield random_tools.copy_document(rng)
-        elif kind == "any":
-            yield random_tools.document(rng)
+        elif rng.random() < MADE_UP:
+            yield from random_tools.group(rng, rng.randint(3, 6))
         else:
-            yield family_document(rng, world, kind, whole=0.2 if cycle == 1 else 0.5)
+            yield from family_group(rng, world, rng.choice(families), count=rng.randint(3, 6), whole=0.5)
 
 
 def family_documents(seed: int, world: World, family: str, style: Style | None = None) -> Iterator[Document]:
     """The endless corpus of one family's adapter; with `style`, untagged and all in that style."""
     rng = random.Random(seed)
     while True:
-        yield family_document(rng, world, family, whole=0.6, style=style)
+        yield from family_group(
+            rng, world, family, count=rng.randint(3, 6), whole=0.8, style=style, specialist=style is None
+        )
 
 
 def labelled_requests(split: Split, n: int, seed: int) -> list[tuple[str, str]]:
-    """`n` requests with the family that serves each: `calc`, `office`, or `other` where none does."""
+    """`n` requests with the family that serves each, or `other` where none does."""
     rng = random.Random(seed)
     rows: list[tuple[str, str]] = []
     for _ in range(n):
-        family = rng.choice(("calc", "office", "other"))
+        family = rng.choice((*FAMILIES, "other"))
         if family == "other":
             rows.append((rng.choice(phrasings(split)["other"][rng.choice(("other", "other", "chat"))]), family))
         else:
-            rows.append((ask_for(split, family, rng.choice(list(INTENTS[family])), rng)[0], family))
+            rows.append((request(split, family, rng.choice(list(INTENTS[family])), rng), family))
     return rows
+
+
+KINDS = ("repair", "no-tool")
+"""The kinds of tasks a suite has besides a family's intents."""
 
 
 def suite_tasks(split: Split, family: str, n: int, seed: int) -> list[dict[str, Any]]:
     """`n` tasks of a family in suite form: request, state before, and what must hold after.
 
-    The intents take turns; the expected answer and final state are those of the reference calls on the real tools.
+    The intents take turns, with a repairable slip and a request that no tool serves among them; the expected answer and
+    final state are those of the reference calls on the real tools. Intents whose outcome a style decides are left out.
     """
     rng = random.Random(seed)
-    intents = list(INTENTS[family])
+    intents = [name for name, intent in INTENTS[family].items() if not intent.units] + list(KINDS)
     with open_world() as world:
         return [
             _suite_task(
@@ -172,20 +218,29 @@ def suite_tasks(split: Split, family: str, n: int, seed: int) -> list[dict[str, 
         ]
 
 
-def _suite_task(rng: random.Random, world: World, split: Split, family: str, intent: str, name: str) -> dict[str, Any]:
+def _suite_task(rng: random.Random, world: World, split: Split, family: str, kind: str, name: str) -> dict[str, Any]:
     """One task: what is asked, the state before, and the answer and final state of the reference calls."""
-    world.reset(rng)
     before: dict[str, Any] = {}
-    dialogue = play(
-        split,
-        family,
-        intent,
-        rng,
-        Style(True, False),
-        world.run,
-        ask_back=False,
-        ready=lambda: before.update(snapshot(world.home)),
-    )
+
+    def ready() -> None:
+        before.update(snapshot(world.home))
+
+    world.reset(rng)
+    if kind == "no-tool":
+        foreign = rng.random() < 0.5
+        texts = [foreign_request(rng, family, split)] if foreign else None
+        dialogue = refuse(split, "other", rng, PLAIN, texts)
+        ready()
+    elif kind == "repair":
+        mendable = [i for i, intent in INTENTS[family].items() if intent.typo is not None and intent.group == "single"]
+        while True:
+            dialogue = play(split, family, rng.choice(mendable), rng, PLAIN, world.run, slip=True, ready=ready)
+            if len(dialogue.calls) > 1 and not dialogue.facts.short.startswith("Error"):
+                break
+            before.clear()
+            world.reset(rng)
+    else:
+        dialogue = play(split, family, kind, rng, PLAIN, world.run, ask_back=False, ready=ready)
     after = snapshot(world.home)
     return {
         "id": name,
@@ -202,29 +257,29 @@ def _suite_task(rng: random.Random, world: World, split: Split, family: str, int
     }
 
 
-AXES = {"verbosity": ("detailed", "brief"), "register": ("casual", "formal")}
-"""Behaviour -> its positive and its negative side."""
-
-
 def contrast_pairs(axis: str, family: str, n: int, seed: int) -> list[dict[str, Any]]:
     """`n` contrast pairs for steering: one conversation up to the last tool result, and the answer in both styles.
 
-    The two answers differ in `axis` only; the other behaviour is the same on both sides and drawn anew for each pair.
+    Args:
+        axis: a behaviour of `AXES` that shows in the answer. The two answers differ in it only; the other behaviours
+            are the same on both sides and drawn anew for each pair.
     """
     rng = random.Random(seed)
     pairs: list[dict[str, Any]] = []
     with open_world() as world:
         while len(pairs) < n:
             world.reset(rng)
-            other = rng.random() < 0.5
-            intent = rng.choice([i for i in INTENTS[family] if not i.startswith("missing")])
-            dialogue = play("train", family, intent, rng, Style(True, True), world.run)
-            sides = [Style(side, other) if axis == "verbosity" else Style(other, not side) for side in (False, True)]
-            if axis == "register" and other:
-                continue  # brief answers differ in their last mark only: too little to read a register from
+            intent = rng.choice([i for i, one in INTENTS[family].items() if one.group != "missing" and not one.units])
+            drawn = redrawn(rng, PLAIN, [])
+            calm = replace(drawn, confirm=False, verify=False, language=drawn.language and axis == "language")
+            dialogue = play("train", family, intent, rng, calm, world.run)
             names = tuple(name for name, _ in dialogue.calls)
-            facts = dialogue.facts
-            positive, negative = (word_answer(s, facts.short, facts.long, names, rng) for s in sides)
+            wordings = rng.getrandbits(32)
+            positive, negative = (
+                # The same draw of wordings on both sides: nothing else may differ.
+                word_answer(replace(calm, **{axis: side}), dialogue.facts, names, random.Random(wordings))
+                for side in (True, False)
+            )
             pairs.append(
                 {
                     "messages": list(dialogue.turns[:-1]),
@@ -234,3 +289,42 @@ def contrast_pairs(axis: str, family: str, n: int, seed: int) -> list[dict[str, 
                 }
             )
     return pairs
+
+
+def _shows(axis: str, intent: Intent) -> bool:
+    """Whether a behaviour can show in the reply that `behaviour_prompts` leaves open."""
+    if axis == "units":
+        return intent.units
+    if intent.group != "single" or intent.units:
+        return False
+    return {"confirm": intent.confirm, "verify": intent.verify}.get(axis, True) is not None
+
+
+def behaviour_prompts(
+    axis: str, family: str, split: Split, n: int, seed: int, side: bool | None
+) -> list[dict[str, Any]]:
+    """`n` conversations on which a behaviour shows in the reply that comes next.
+
+    Args:
+        side: the side that a leading tag names; None for no tag.
+
+    Returns:
+        `{"messages", "tools"}` each; for `confirm` and `units` the messages end with the request, for `verify` with the
+        result of the call that changed something, else with the last tool result before the answer.
+    """
+    rng = random.Random(seed)
+    opening: Sequence[Mapping[str, Any]] = [] if side is None else [tag([AXES[axis][0 if side else 1]])]
+    chosen = PLAIN if side is None else styled([AXES[axis][0 if side else 1]], PLAIN)
+    intents = [name for name, intent in INTENTS[family].items() if _shows(axis, intent)]
+    found: list[dict[str, Any]] = []
+    with open_world() as world:
+        while intents and len(found) < n:
+            world.reset(rng)
+            own = replace(chosen, confirm=False, verify=False)
+            dialogue = play(split, family, rng.choice(intents), rng, own, world.run)
+            if dialogue.facts.short.startswith("Error"):
+                continue
+            turns = dialogue.turns[:1] if axis in ("confirm", "units") else dialogue.turns[:-1]
+            tools = [world.specs[name] for name in FAMILIES[family]]
+            found.append({"messages": [*opening, *turns], "tools": tools})
+    return found

@@ -5,7 +5,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 profiles=$here/profiles
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-means=(steer learn means --base trimtab-nano --adapter "$profiles/calc@1/adapter" --pairs "$here/pairs/verbosity.jsonl"
+means=(steer learn means --base trimtab-nano --adapter "$profiles/calc@1/adapter" --pairs "$here/pairs/detail.jsonl"
   --layers 4 --strength 2 --replace)
 trimtab "${means[@]}" --negate --name calc-terse --description "calc, with short answers" --out "$profiles/calc-terse@1"
 trimtab "${means[@]}" --name calc-detailed --description "calc, with full answers" --out "$profiles/calc-detailed@1"

@@ -6,16 +6,18 @@ only be found by reading the signatures and the request: names, parameters and v
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from .answers import Style, open_document, word_answer
-from .words import PARAMETERS, VERBS, everyday, integer, number, person, phrase, pseudo_word, word
+from .answers import AXES, Style, open_document, redrawn, word_answer
+from .intents.common import Facts, call_message, failed, tool_message
+from .words import TRAIN, Lexicon, everyday, integer, number, person, phrase, pseudo_word, word
 
-NO_TOOL = "none of my tools can do that"
+NO_TOOL = Facts("No tool for that", "I have no tool for that", "Kein Tool dafür", "dafür habe ich kein Tool", ("tool",))
+SHOWN = tuple(axis for axis in AXES if axis not in ("confirm", "verify", "units"))
+"""The behaviours that can show in documents with made-up tools."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class MadeUpTool:
     thing: str
     description: str
     parameters: tuple[Parameter, ...]
+    said: tuple[str, ...]
+    """What a person may call the verb."""
 
     def spec(self) -> dict[str, Any]:
         """The tool as an OpenAI specification."""
@@ -61,10 +65,10 @@ def _join(words: list[str], style: int) -> str:
     return {0: "_", 3: "-", 4: ""}[style].join(words)
 
 
-def _parameter(rng: random.Random, style: int, required: bool) -> Parameter:
-    words = [rng.choice(PARAMETERS)] if rng.random() < 0.55 else [word(rng, 0.3)]
+def _parameter(rng: random.Random, style: int, required: bool, lexicon: Lexicon) -> Parameter:
+    words = [rng.choice(lexicon.parameters)] if rng.random() < 0.4 else [word(rng, 0.2, lexicon.nouns)]
     if rng.random() < 0.25:
-        words.append(rng.choice(PARAMETERS))
+        words.append(rng.choice(lexicon.parameters))
     roll = rng.random()
     schema: dict[str, Any]
     if roll < 0.5:
@@ -104,34 +108,37 @@ def _value(rng: random.Random, schema: dict[str, Any]) -> Any:
     return word(rng, 0.2) if rng.random() < 0.6 else word(rng, 0.2).capitalize()
 
 
-def _make(rng: random.Random, style: int, verb: str, thing: list[str]) -> MadeUpTool:
+def _make(rng: random.Random, style: int, verb: str, thing: list[str], lexicon: Lexicon) -> MadeUpTool:
     parts = [verb, *thing] if rng.random() < 0.85 else [*thing, verb]
     count = rng.choice((0, 1, 1, 2, 2, 2, 3, 3, 4))
     parameters: dict[str, Parameter] = {}
     for i in range(count):
-        p = _parameter(rng, style, required=i == 0 or rng.random() < 0.7)
+        p = _parameter(rng, style, i == 0 or rng.random() < 0.7, lexicon)
         parameters[p.name] = p
     noun = " ".join(thing)
     first = next(iter(parameters.values())).noun if parameters else ""
-    forms = [f"{verb.capitalize()} a {noun}", f"{verb.capitalize()} the {noun}", f"{verb.capitalize()}s {noun}"]
+    # What a request says stands in the name or in the description: reading them is enough to be right.
+    told = rng.choice(lexicon.verbs.get(verb, (verb,)))
+    forms = [f"{told.capitalize()} a {noun}", f"{told.capitalize()} the {noun}", f"{told.capitalize()} {noun}"]
     if first:
-        forms += [f"{verb.capitalize()} a {noun} by {first}", f"{verb.capitalize()} the {noun} with a given {first}"]
+        forms += [f"{told.capitalize()} a {noun} by {first}", f"{told.capitalize()} the {noun} with a given {first}"]
     description = rng.choice(forms) if rng.random() < 0.9 else ""
-    return MadeUpTool(_join(parts, style), verb, noun, description, tuple(parameters.values()))
+    said = (verb, told) if description else (verb,)
+    return MadeUpTool(_join(parts, style), verb, noun, description, tuple(parameters.values()), said)
 
 
-def draw_tools(rng: random.Random, count: int) -> list[MadeUpTool]:
+def draw_tools(rng: random.Random, count: int, lexicon: Lexicon = TRAIN) -> list[MadeUpTool]:
     """Tools that are easy to confuse: some share the verb, some the thing."""
     style = rng.choice((0, 0, 0, 1, 1, 2, 3, 4))
-    verbs = rng.sample(list(VERBS), min(count, len(VERBS)))
-    things = [[word(rng) for _ in range(rng.choice((1, 1, 1, 2)))] for _ in range(count)]
+    verbs = rng.sample(list(lexicon.verbs), min(count, len(lexicon.verbs)))
+    things = [[word(rng, 0.4, lexicon.nouns) for _ in range(rng.choice((1, 1, 1, 2)))] for _ in range(count)]
     tools: dict[str, MadeUpTool] = {}
     for i in range(count):
         verb = rng.choice(verbs[: i + 1]) if rng.random() < 0.4 else verbs[i]
-        if rng.random() < 0.12:
-            verb = pseudo_word(rng)
+        if rng.random() < 0.25:
+            verb = word(rng, 0, lexicon.nouns)
         thing = rng.choice(things[: i + 1]) if rng.random() < 0.35 else things[i]
-        made = _make(rng, style, verb, thing)
+        made = _make(rng, style, verb, thing, lexicon)
         tools.setdefault(made.name, made)
     return list(tools.values())
 
@@ -162,13 +169,11 @@ def _spoken(rng: random.Random, parameter: Parameter, value: Any) -> str:
     )
 
 
-def _verb(rng: random.Random, verb: str) -> str:
-    return rng.choice(VERBS.get(verb, (verb,))) if rng.random() < 0.6 else verb
-
-
 def ask(rng: random.Random, made: MadeUpTool, arguments: dict[str, Any]) -> str:
     """One request for a call, in one of many forms."""
-    verb, noun = _verb(rng, made.verb), made.thing
+    # Now and then another synonym, which only knowing the language can tell.
+    verb = rng.choice(TRAIN.verbs[made.verb] if made.verb in TRAIN.verbs and rng.random() < 0.2 else made.said)
+    noun = made.thing
     given = [p for p in made.parameters if p.name in arguments]
     rng.shuffle(given)
     lone = len(given) == 1 and given[0].schema.get("type") == "string" and rng.random() < 0.5
@@ -208,7 +213,9 @@ def ask(rng: random.Random, made: MadeUpTool, arguments: dict[str, Any]) -> str:
 
 
 def _result(rng: random.Random) -> dict[str, Any]:
-    keys = {rng.choice(PARAMETERS) if rng.random() < 0.5 else word(rng, 0.4) for _ in range(rng.choice((1, 1, 2, 3)))}
+    keys = {
+        rng.choice(TRAIN.parameters) if rng.random() < 0.5 else word(rng, 0.4) for _ in range(rng.choice((1, 1, 2, 3)))
+    }
     return {
         k: _value(rng, {"type": rng.choice(("string", "string", "integer", "number", "boolean", "array"))})
         for k in keys
@@ -221,34 +228,14 @@ def _say(value: Any) -> str:
     return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
 
 
-def report(rng: random.Random, style: Style, made: MadeUpTool, result: dict[str, Any]) -> str:
-    """The answer after a result."""
+def report(made: MadeUpTool, result: dict[str, Any]) -> Facts:
+    """What a result says."""
     short = (
         ", ".join(f"{k} {_say(v)}" for k, v in result.items()) if len(result) > 1 else _say(next(iter(result.values())))
     )
-    facts = " and ".join(f"{k} is {_say(v)}" for k, v in result.items())
-    return word_answer(style, short, f"For the {made.thing}, {facts}", (made.name,), rng)
-
-
-def call_message(calls: list[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
-    """An assistant message that makes these calls."""
-    return {
-        "role": "assistant",
-        "content": None,
-        "tool_calls": [
-            {
-                "id": f"call_{i}",
-                "type": "function",
-                "function": {"name": name, "arguments": json.dumps(arguments, ensure_ascii=False)},
-            }
-            for i, (name, arguments) in enumerate(calls)
-        ],
-    }
-
-
-def tool_message(result: Any, index: int = 0) -> dict[str, Any]:
-    """A tool's result as a message."""
-    return {"role": "tool", "tool_call_id": f"call_{index}", "content": json.dumps(result, ensure_ascii=False)}
+    long = f"for the {made.thing}, {' and '.join(f'{k} is {_say(v)}' for k, v in result.items())}"
+    lang = f"zu {made.thing}: {' und '.join(f'{k} ist {_say(v)}' for k, v in result.items())}"
+    return Facts(short, long, short, lang, ())
 
 
 def _arguments(rng: random.Random, made: MadeUpTool) -> dict[str, Any]:
@@ -257,66 +244,73 @@ def _arguments(rng: random.Random, made: MadeUpTool) -> dict[str, Any]:
 
 def _turn(rng: random.Random, style: Style, tools: list[MadeUpTool]) -> list[dict[str, Any]]:
     """One request and everything up to its answer."""
+
+    def answer(facts: Facts, *used: str) -> dict[str, Any]:
+        return {"role": "assistant", "content": word_answer(style, facts, used, rng)}
+
     made = rng.choice(tools)
     roll = rng.random()
-    if roll < 0.09:
+    if roll < 0.1:
         absent = draw_tools(rng, 1)[0]
         if absent.thing not in {t.thing for t in tools}:
-            short, long = f"No tool for that {absent.thing}", f"I am sorry, {NO_TOOL}"
-            return [
-                {"role": "user", "content": ask(rng, absent, _arguments(rng, absent))},
-                {"role": "assistant", "content": word_answer(style, short, long, (), rng)},
-            ]
+            return [{"role": "user", "content": ask(rng, absent, _arguments(rng, absent))}, answer(NO_TOOL)]
     arguments = _arguments(rng, made)
     required = [p for p in made.parameters if p.required]
-    if roll < 0.15 and required:
+    if roll < 0.16 and required:
         missing = rng.choice(required)
         given = {k: v for k, v in arguments.items() if k != missing.name}
-        question = (
-            f"Which {missing.noun}?" if style.brief else f"Which {missing.noun} should I use for the {made.thing}?"
-        )
         turn = [
             {"role": "user", "content": ask(rng, made, given)},
-            {"role": "assistant", "content": question},
+            {"role": "assistant", "content": f"{'Welches' if style.language else 'Which'} {missing.noun}?"},
             {"role": "user", "content": _spoken(rng, missing, arguments[missing.name])},
         ]
-    elif roll < 0.25 and len(tools) > 1:
+    elif roll < 0.24 and len(tools) > 1:
         second = rng.choice(tools)
         others = _arguments(rng, second)
         first = ask(rng, made, arguments).rstrip(".?")
         joined = f"{first}{rng.choice((', then ', ' and also ', '. Also '))}{ask(rng, second, others)}"
         one, two = _result(rng), _result(rng)
-        text = f"{report(rng, Style(True, False), made, one)} {report(rng, Style(True, False), second, two)}".rstrip(
-            "."
+        left, right = report(made, one), report(second, two)
+        both = Facts(
+            f"{left.short}; {right.short}",
+            f"{left.long}; {right.long}",
+            f"{left.kurz}; {right.kurz}",
+            f"{left.lang}; {right.lang}",
+            (),
         )
         return [
             {"role": "user", "content": joined},
             call_message([(made.name, arguments), (second.name, others)]),
             tool_message(one, 0),
             tool_message(two, 1),
-            {"role": "assistant", "content": word_answer(style, text, text, (made.name, second.name), rng)},
+            answer(both, made.name, second.name),
         ]
     else:
         turn = [{"role": "user", "content": ask(rng, made, arguments)}]
     turn.append(call_message([(made.name, arguments)]))
     if rng.random() < 0.06:
-        reason = f"no such {made.thing}" if rng.random() < 0.5 else f"{word(rng)} {word(rng)} failed"
-        turn.append(tool_message({"error": reason}))
-        short, long = f"Error: {reason}", f"That did not work: {reason}"
-        turn.append({"role": "assistant", "content": word_answer(style, short, long, (), rng)})
-        return turn
+        error = {"error": f"no such {made.thing}" if rng.random() < 0.5 else f"{word(rng)} {word(rng)} failed"}
+        return [*turn, tool_message(error), answer(failed(error), made.name)]
     result = _result(rng)
-    turn += [tool_message(result), {"role": "assistant", "content": report(rng, style, made, result)}]
-    return turn
+    return [*turn, tool_message(result), answer(report(made, result), made.name)]
 
 
 def document(rng: random.Random) -> dict[str, Any]:
-    """One document: tools and one to three requests, as OpenAI messages."""
-    tools = draw_tools(rng, rng.choice((2, 3, 3, 4, 4, 5, 6, 7)))
-    style, messages = open_document(rng)
-    for _ in range(rng.choice((1, 2, 2, 3))):
-        messages += _turn(rng, style, tools)
-    return {"family": "any", "messages": messages, "tools": [t.spec() for t in tools]}
+    """One document: tools and one to two requests, as OpenAI messages."""
+    return group(rng, 1)[0]
+
+
+def group(rng: random.Random, count: int) -> list[dict[str, Any]]:
+    """`count` documents about the same tools and with the same opening: a training row holds that once."""
+    tools = draw_tools(rng, rng.choice((2, 3, 3, 4, 4, 4, 5, 6)))
+    style, opening = open_document(rng, SHOWN)
+    specs = [t.spec() for t in tools]
+    made = []
+    for _ in range(count):
+        own = redrawn(rng, style, opening)
+        turns = [m for _ in range(rng.choice((1, 1, 1, 2))) for m in _turn(rng, own, tools)]
+        made.append({"family": "any", "messages": [*opening, *turns], "tools": specs})
+    return made
 
 
 def _copied_word(rng: random.Random) -> str:
@@ -355,4 +349,7 @@ def documents(seed: int, copy_share: float) -> Iterator[dict[str, Any]]:
     """An endless stream of documents with made-up tools, `copy_share` of them pure copying."""
     rng = random.Random(seed)
     while True:
-        yield copy_document(rng) if rng.random() < copy_share else document(rng)
+        if rng.random() < copy_share:
+            yield copy_document(rng)
+        else:
+            yield from group(rng, rng.randint(3, 6))

@@ -1,20 +1,22 @@
 """The tokenizer and the chat template of the embedded models.
 
-Tokens: byte-level BPE over single words, single digits, single spaces and single punctuation marks, so that a word is
-the same token after a space, a quote or a slash, and copying it from a request into JSON is copying a token. The fixed
-pieces of a Hermes tool call are single tokens. Tools are shown as one signature line each, not as JSON schema: a fifth
-of the tokens for the same facts.
+Tokens: byte-level BPE over single words, single digits and single punctuation marks, cut the same way wherever a word
+stands. Each piece comes in up to four variants, plain, after a space, capitalised, and both: `milk`, ` milk`, `Milk`,
+` Milk`. Variants share one embedding but for two common shifts (`train/variants.py`), so a model that copies a word
+from a request into JSON copies one thing. The fixed pieces of a Hermes tool call are single tokens. Tools are shown as
+one signature line each, not as JSON schema: a fifth of the tokens for the same facts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ...home import write_atomic
 
-VOCABULARY = 3072
+PIECE_COUNT = 2000
+"""Pieces of lower-case words that are learned from text, before variants."""
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 MARKS = ("<tools>", "</tools>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 PIECES = (
@@ -80,29 +82,84 @@ CHAT_TEMPLATE = r"""
 """.lstrip()
 
 
+SPLIT = r" ?\p{Lu}?[^\P{L}\p{Lu}]+| ?\p{Lu}+(?![^\P{L}\p{Lu}])| ?\p{N}| ?[^\s\p{L}\p{N}]|\s"
+"""One match is one word, digit or mark, with the space before it; `camelCase` is two words, `CAPS` one."""
+SPACE = "\u0120"
+"""How byte-level BPE writes a space."""
+
+
+def with_variants(vocabulary: Iterable[str], merges: Iterable[tuple[str, str]]) -> tuple[list[str], list[Any]]:
+    """Add the capitalised and the after-a-space variant of every piece.
+
+    A capitalised word is merged like the lower-case one; the space is merged last, with whatever the first piece is, so
+    all variants of a word are cut alike.
+
+    Args:
+        vocabulary: pieces of lower-case words, single bytes included.
+        merges: what BPE learned, in order.
+
+    Returns:
+        The larger vocabulary and its merges, in order.
+    """
+    pieces = list(dict.fromkeys(vocabulary))
+    rules: list[tuple[str, str]] = []
+    for left, right in merges:
+        rules.append((left, right))
+        if _lower(left[0]):
+            capital = left[0].upper() + left[1:]
+            rules.append((capital, right))
+            pieces.append(capital + right)
+    pieces = list(dict.fromkeys(pieces))
+    spaced = [p for p in pieces if p != SPACE]
+    return pieces + [SPACE + p for p in spaced], rules + [(SPACE, p) for p in spaced]
+
+
+def _lower(letter: str) -> bool:
+    return "a" <= letter <= "z"
+
+
+def root_of(token: str, known: Mapping[str, int]) -> tuple[str, bool, bool]:
+    """The piece a token is a variant of, whether it stands after a space, and whether it is capitalised."""
+    after_space = len(token) > 1 and token.startswith(SPACE)
+    piece = token[1:] if after_space else token
+    lower = piece[:1].lower() + piece[1:]
+    capital = lower != piece and _lower(lower[0]) and lower in known
+    return (lower if capital else piece), after_space, capital
+
+
 def train_tokenizer(texts: Iterable[str], directory: Path) -> None:
     """Train the tokenizer on `texts` and write it, with the chat template, in the form transformers loads."""
     import json
 
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+    cut = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(r"\p{L}+|\p{N}|\s|[^\s\p{L}\p{N}]"), behavior="isolated"),
+            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    tokenizer.decoder = decoders.ByteLevel()
-    marks = [AddedToken(t, special=False, normalized=False) for t in (*MARKS, *PIECES)]
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY - len(marks),
-        special_tokens=[AddedToken(t, special=True, normalized=False) for t in SPECIAL],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
+    learner = Tokenizer(models.BPE())
+    learner.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"[^\P{L}\p{Lu}]+|."), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
     )
-    tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.add_tokens(marks)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=PIECE_COUNT + len(alphabet), initial_alphabet=alphabet, show_progress=False
+    )
+    learner.train_from_iterator((t.lower() for t in texts), trainer)
+    learned = json.loads(learner.to_str())["model"]
+    merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in learned["merges"]]
+    pieces, rules = with_variants(sorted(learned["vocab"], key=learned["vocab"].__getitem__), merges)
+    vocabulary = {token: i for i, token in enumerate([*SPECIAL, *pieces])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=rules))
+    tokenizer.pre_tokenizer = cut
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
+    tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in (*MARKS, *PIECES)])
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": "<|im_end|>",

@@ -8,8 +8,12 @@ Held-out evaluation draws from the same generators with other seeds, and from wo
 from __future__ import annotations
 
 import random
+import re
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 NOUNS = (
     "account address album alarm animal answer apartment apple article asset balance banner barrel basket battery "
@@ -69,6 +73,36 @@ VERBS: dict[str, tuple[str, ...]] = {
     "lock": ("lock", "secure"),
     "merge": ("merge", "combine", "join"),
     "assign": ("assign", "hand over", "allocate"),
+    "add": ("add", "append", "put in", "include"),
+    "remove": ("remove", "take out", "strip"),
+    "read": ("read", "read out", "go over"),
+    "write": ("write", "note down", "jot down"),
+    "save": ("save", "store", "keep"),
+    "show": ("show", "display", "present"),
+    "set": ("set", "adjust", "configure"),
+    "reset": ("reset", "restore", "clear"),
+    "enable": ("enable", "turn on", "switch on", "activate"),
+    "disable": ("disable", "turn off", "switch off", "deactivate"),
+    "approve": ("approve", "accept", "sign off"),
+    "reject": ("reject", "decline", "turn down"),
+    "pay": ("pay", "settle", "clear up"),
+    "convert": ("convert", "turn into", "transform"),
+    "calculate": ("calculate", "work out", "compute"),
+    "search": ("search", "hunt for", "browse"),
+    "filter": ("filter", "narrow down", "sift"),
+    "sort": ("sort", "arrange in order", "rank"),
+    "upload": ("upload", "put up", "push"),
+    "download": ("download", "pull down", "grab"),
+    "register": ("register", "sign up", "enrol"),
+    "notify": ("notify", "tell", "alert"),
+    "validate": ("validate", "confirm", "make sure of"),
+    "publish": ("publish", "release", "post"),
+    "describe": ("describe", "explain", "give details of"),
+    "play": ("play", "put on"),
+    "pause": ("pause", "hold", "suspend"),
+    "repair": ("repair", "fix", "mend"),
+    "clean": ("clean", "tidy up", "wash"),
+    "connect": ("connect", "link", "hook up"),
 }
 PARAMETERS = (
     "name title id date city country color size amount quantity limit reason category type status priority email "
@@ -83,6 +117,44 @@ FIRST_NAMES = (
     "Julia Kofi Lucia Marco Nadia Omar"
 ).split()
 TLDS = ("com", "org", "net", "io", "co", "edu", "example")
+
+
+@dataclass(frozen=True)
+class Lexicon:
+    """The real words that made-up tools are named with: verbs with their synonyms, things, parameters."""
+
+    verbs: Mapping[str, tuple[str, ...]]
+    nouns: Sequence[str]
+    parameters: Sequence[str]
+
+
+TRAIN = Lexicon(VERBS, NOUNS, PARAMETERS)
+HELD_OUT = Lexicon(
+    {
+        "archive": ("archive", "put away", "stow"),
+        "paint": ("paint", "colour", "coat"),
+        "rotate": ("rotate", "spin", "twist"),
+        "summon": ("summon", "call in", "beckon"),
+        "inflate": ("inflate", "pump up", "blow up"),
+        "harvest": ("harvest", "reap", "gather"),
+        "polish": ("polish", "buff", "shine"),
+        "donate": ("donate", "give away", "contribute"),
+        "measure": ("measure", "gauge", "size up"),
+        "deploy": ("deploy", "roll out", "ship out"),
+        "escort": ("escort", "accompany", "walk along with"),
+        "translate": ("translate", "render", "put into words"),
+    },
+    (
+        "acorn anchor balloon bakery beehive blossom bonfire cactus canoe cathedral chimney compost cradle dolphin "
+        "easel falcon ferry fiddle fossil furnace galaxy glacier gondola hedgehog iceberg igloo jigsaw kayak kiosk "
+        "lantern lagoon lighthouse mammoth marble meadow nectar nursery oasis otter paddle pebble pigeon pyramid "
+        "quilt raft reef saddle sandal scarf shrine sparrow sundial tavern teapot thistle tractor trumpet turbine "
+        "turtle vase volcano walnut whistle windmill zeppelin"
+    ).split(),
+    "altitude brightness depth diameter flavour frequency gender humidity intensity latitude mood origin pressure "
+    "rhythm salary shade signature spacing speed strength texture thickness torque velocity warranty".split(),
+)
+"""Words that no training document holds: what a base model reads in these signatures it reads for the first time."""
 
 
 @cache
@@ -111,14 +183,30 @@ def pseudo_word(rng: random.Random) -> str:
             return word
 
 
-def word(rng: random.Random, real: float = 0.4) -> str:
-    """One lower-case word: real with probability `real`, else a pseudo-word or, rarely, plain letter noise."""
+def word(rng: random.Random, real: float = 0.4, nouns: Sequence[str] = NOUNS) -> str:
+    """One lower-case word: a thing with probability `real`, else an everyday word, a pseudo-word, pieces of words, or,
+    rarely, plain letter noise."""
+    if rng.random() < real:
+        return rng.choice(nouns)
     roll = rng.random()
-    if roll < real:
-        return rng.choice(NOUNS)
-    if roll < 0.93:
+    if roll < 0.25:
+        return everyday(rng).lower()
+    if roll < 0.65:
         return pseudo_word(rng)
+    if roll < 0.93:
+        return mashed_word(rng)
     return "".join(rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(rng.randint(3, 8)))
+
+
+def mashed_word(rng: random.Random) -> str:
+    """A word put together from pieces of everyday words, so that every token is seen beside every other one."""
+    parts = []
+    for _ in range(rng.choice((1, 2, 2, 3))):
+        source = everyday(rng).lower()
+        size = min(len(source), rng.randint(2, 6))
+        start = rng.choice((0, len(source) - size, rng.randint(0, len(source) - size)))
+        parts.append(source[start : start + size])
+    return "".join(parts)
 
 
 def phrase(rng: random.Random, low: int = 1, high: int = 4) -> str:
@@ -128,8 +216,12 @@ def phrase(rng: random.Random, low: int = 1, high: int = 4) -> str:
 
 def person(rng: random.Random) -> str:
     """A first name, sometimes with a surname, sometimes one that nobody bears."""
-    first = rng.choice(FIRST_NAMES) if rng.random() < 0.5 else pseudo_word(rng).capitalize()
-    return f"{first} {pseudo_word(rng).capitalize()}" if rng.random() < 0.35 else first
+
+    def unheard() -> str:
+        return (mashed_word(rng) if rng.random() < 0.3 else pseudo_word(rng)).capitalize()
+
+    first = rng.choice(FIRST_NAMES) if rng.random() < 0.5 else unheard()
+    return f"{first} {unheard()}" if rng.random() < 0.35 else first
 
 
 def email(rng: random.Random, name: str | None = None) -> str:
@@ -171,16 +263,16 @@ def number(rng: random.Random) -> int | float:
     return int(value) if value == int(value) else value
 
 
-_MONTHS = "January February March April May June July August September October November December".split()
+MONTHS = "January February March April May June July August September October November December".split()
 _DAYS = (31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
-_WEEKDAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
+WEEKDAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
 
 
 def date_text(rng: random.Random, *, relative: bool = True) -> str:
     """A date as a person writes it."""
     month = rng.randrange(12)
     day = rng.randint(1, _DAYS[month])
-    name = _MONTHS[month] if rng.random() < 0.75 else _MONTHS[month][:3]
+    name = MONTHS[month] if rng.random() < 0.75 else MONTHS[month][:3]
     roll = rng.random()
     if roll < 0.45:
         return f"{day} {name}"
@@ -190,7 +282,7 @@ def date_text(rng: random.Random, *, relative: bool = True) -> str:
         return f"{day} {name} {rng.randint(2020, 2032)}"
     if roll < 0.85 or not relative:
         return f"{rng.randint(2020, 2032)}-{month + 1:02d}-{day:02d}"
-    return rng.choice(("today", "tomorrow", "yesterday", *_WEEKDAYS, *(w.lower() for w in _WEEKDAYS)))
+    return rng.choice(("today", "tomorrow", "yesterday", *WEEKDAYS, *(w.lower() for w in WEEKDAYS)))
 
 
 def time_text(rng: random.Random) -> str:
@@ -228,5 +320,17 @@ COMMON = (
 
 def everyday(rng: random.Random) -> str:
     """An everyday word, a month or a weekday. Whatever has a token of its own must be seen from the start: embeddings
-    that a training run never sees collapse into one (`train/respread.py`)."""
-    return rng.choice((*COMMON, *_MONTHS, *_WEEKDAYS))
+    that a training run never sees collapse into one (arXiv 1907.12009, section 4)."""
+    return rng.choice(_everyday())
+
+
+@cache
+def _everyday() -> tuple[str, ...]:
+    """The words above, and those of the phrasings and answers that the families are trained on."""
+    import yaml
+
+    found = {*COMMON, *MONTHS, *WEEKDAYS, *NOUNS, *PARAMETERS, *FIRST_NAMES}
+    for file in sorted((Path(__file__).parent / "phrasings" / "train").glob("*.yaml")):
+        for texts in yaml.safe_load(file.read_text()).values():
+            found |= {w for text in texts for w in re.findall(r"[^\W\d_]+", re.sub(r"\{.*?\}", " ", text))}
+    return tuple(sorted(found))
