@@ -1,12 +1,13 @@
-"""Training a LoRA adapter: on a family of the corpus, or on a user's own conversations."""
+"""Training a LoRA adapter: on a family of the corpus, or on a user's own conversations; from one seed or several."""
 
 from __future__ import annotations
 
 import itertools
 import json
-import random
+import statistics
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,98 +16,155 @@ import torch
 from ...errors import BadInput, FailedRun
 from ...home import file_sha256, write_atomic
 from .base import chunked
-from .data import data_hash, encode
+from .churn import Calls, calls_in, churn, exact_share, replies
+from .data import Rows, data_hash, encode
+from .held import Held, held_loss, packed
 from .loop import Point, fit
 from .recipe import Recipe
 
 SEEDS = 3
-"""How many initial weights an adapter is tried with when its run fails; the order of the data stays."""
+"""How many initial weights in a row may fail before an adapter is given up; the order of the data stays."""
+
+Batches = Callable[[int], Iterator[Rows]]
+Report = Callable[[list[Point], float], None]
 
 
-def read_examples(file: Path, also: Callable[[dict[str, Any]], str | None] = lambda row: None) -> list[dict[str, Any]]:
-    """Read conversations from JSONL, one `{"messages": [...], "tools": [...]}` in OpenAI's form a line.
+@dataclass(frozen=True)
+class Run:
+    """An adapter from one seed.
 
-    Args:
-        also: a further check of a well-formed row; says why it is bad, or None.
+    Attributes:
+        tensors: its weights, under PEFT's names.
+        held_loss: on held-out conversations, nats; None without any.
+        calls: what it calls first in each of them; None where it was not asked.
+    """
+
+    seed: int
+    curve: list[Point]
+    tensors: dict[str, torch.Tensor]
+    held_loss: float | None
+    calls: list[Calls] | None
+
+
+def lora_config(recipe: Recipe, layers: int) -> Any:
+    """PEFT's configuration for a base of so many layers.
 
     Raises:
-        BadInput: any row is bad; the message lists every bad row with line number and reason, and nothing is trained
-            on.
+        BadInput: no layer is left to adapt.
     """
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"cannot be read: {error}", where=str(file)) from error
-    rows: list[dict[str, Any]] = []
-    wrong: list[str] = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    from peft import LoraConfig
+
+    if recipe.layers_from is not None and recipe.layers_from >= layers:
+        raise BadInput(f"the base has {layers} layers, 0 to {layers - 1}", where="recipe: layers_from")
+    return LoraConfig(
+        r=recipe.rank,
+        lora_alpha=recipe.alpha,
+        lora_dropout=0.0,
+        bias="none",
+        target_modules=list(recipe.targets),
+        layers_to_transform=None if recipe.layers_from is None else list(range(recipe.layers_from, layers)),
+        task_type="CAUSAL_LM",
+    )
+
+
+def fresh_adapter(base: Path, recipe: Recipe, seed: int) -> Any:
+    """The base with an untrained adapter, whose initial weights are the seed's."""
+    from peft import get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    return get_peft_model(model, lora_config(recipe, model.config.get_text_config().num_hidden_layers))
+
+
+def remembered(batches: Batches) -> Batches:
+    """The same batches, made once: for runs that see the same data again."""
+    made: list[Rows] = []
+    more = batches(0)
+
+    def again(start: int) -> Iterator[Rows]:
+        for step in itertools.count(start):
+            while len(made) <= step:
+                made.append(next(more))
+            yield made[step]
+
+    return again
+
+
+def runs(
+    base: Path,
+    tokenizer: Any,
+    recipe: Recipe,
+    batches: Batches,
+    held: Held,
+    count: int,
+    *,
+    work: Path | None = None,
+    report: Report | None = None,
+) -> tuple[list[Run], list[dict[str, Any]]]:
+    """Adapters from `count` seeds that did not fail, from the recipe's upwards, and the seeds that failed, with the
+    reason.
+
+    Raises:
+        FailedRun: the run failed from `SEEDS` seeds in a row.
+    """
+    rows = packed(tokenizer, held, recipe.length)
+    good: list[Run] = []
+    failed: list[dict[str, Any]] = []
+    row = 0
+    for seed in itertools.count(recipe.seed):
+        if len(good) == count:
+            break
+        tuned = fresh_adapter(base, recipe, seed)
+        place = None if work is None else work / f"seed-{seed}"
         try:
-            row = json.loads(line)
-        except ValueError as error:
-            wrong.append(f"line {number}: not JSON ({error})")
+            curve = fit(tuned, recipe, batches, checkpoint=place, report=report)
+        except FailedRun as error:
+            failed.append({"seed": seed, "why": str(error)})
+            row += 1
+            if row == SEEDS:
+                raise FailedRun(
+                    f"failed from {SEEDS} seeds: {failed[-1]['why']}",
+                    fix="Lower the learning rate in the recipe, or warm up longer",
+                ) from error
+            print(f"{error}: starting again from seed {seed + 1}", file=sys.stderr, flush=True)
             continue
-        reason = _reason_against(row) or also(row)
-        if reason is None:
-            rows.append(row)
-        else:
-            wrong.append(f"line {number}: {reason}")
-    if wrong:
-        shown = "; ".join(wrong[:20]) + (f"; and {len(wrong) - 20} more" if len(wrong) > 20 else "")
-        raise BadInput(shown, where=str(file), fix="Mend or remove these rows; nothing was trained")
-    if not rows:
-        raise BadInput("has no conversations", where=str(file))
-    return rows
+        row = 0
+        tensors = {
+            name.replace(".default.weight", ".weight"): parameter.detach().contiguous()
+            for name, parameter in tuned.named_parameters()
+            if parameter.requires_grad
+        }
+        said = [calls_in(text) for text in replies(tuned, tokenizer, held.documents)] if count > 1 else None
+        good.append(Run(seed, curve, tensors, held_loss(tuned, rows), said))
+    return good, failed
 
 
-def _reason_against(row: Any) -> str | None:
-    """Why a row cannot be trained on, or None."""
-    if not isinstance(row, dict) or not isinstance(row.get("messages"), list) or not row["messages"]:
-        return "no list `messages`"
-    if not isinstance(row.get("tools", []), list):
-        return "`tools` is not a list"
-    for i, message in enumerate(row["messages"]):
-        if not isinstance(message, dict) or message.get("role") not in ("system", "user", "assistant", "tool"):
-            return f"messages[{i}] has no known role"
-        calls = message.get("tool_calls") or []
-        if not calls and not isinstance(message.get("content"), str):
-            return f"messages[{i}] has neither content nor tool calls"
-        for call in calls:
-            try:
-                arguments = call["function"]["arguments"]
-                call["function"]["name"]
-                if isinstance(arguments, str) and not isinstance(json.loads(arguments), dict):
-                    return f"messages[{i}]: the arguments of a call are not an object"
-            except (KeyError, TypeError, ValueError):
-                return f"messages[{i}] has a broken tool call"
-    if not any(m["role"] == "assistant" for m in row["messages"]):
-        return "the assistant never speaks, so there is nothing to learn"
-    return None
+def final_loss(curve: list[Point]) -> float:
+    """The mean loss of the last points of a training curve, nats."""
+    return round(sum(p.loss for p in curve[-3:]) / len(curve[-3:]), 4)
 
 
-def fits(tokenizer: Any, length: int) -> Callable[[dict[str, Any]], str | None]:
-    """A check for `read_examples`: whether the base's chat template can show a row, and in at most `length` tokens."""
+def scores(trained: list[Run], held: Held) -> dict[str, Any]:
+    """What the card says of held-out conversations: the first seed's scores, all seeds' losses, churn."""
+    losses = [run.held_loss for run in trained if run.held_loss is not None]
+    said = [run.calls for run in trained if run.calls is not None]
+    return {
+        "held_out": held.source,
+        "held_loss": _rounded(trained[0].held_loss),
+        "first_calls": _rounded(exact_share(said[0], held.documents) if said else None),
+        "seeds": [
+            {"seed": run.seed, "held_loss": _rounded(run.held_loss), "final_loss": final_loss(run.curve)}
+            for run in trained
+        ],
+        "held_loss_mean": _rounded(statistics.fmean(losses) if losses else None),
+        "held_loss_sd": _rounded(statistics.stdev(losses) if len(losses) > 1 else None),
+        "churn": _rounded(churn(said)),
+    }
 
-    def check(row: dict[str, Any]) -> str | None:
-        try:
-            size = len(encode(tokenizer, row).ids)
-        except Exception as error:  # a template may raise whatever it likes
-            return f"the chat template cannot show it ({error})"
-        return None if size <= length else f"{size} tokens, more than the recipe's length of {length}"
 
-    return check
-
-
-def repeated(rows: list[dict[str, Any]], seed: int) -> Callable[[int], Iterator[dict[str, Any]]]:
-    """The rows again and again, in a new order each time; endless, and the same for the same chunk."""
-
-    def documents(chunk: int) -> Iterator[dict[str, Any]]:
-        rng = random.Random(seed * 1_000_003 + chunk)
-        while True:
-            yield from rng.sample(rows, len(rows))
-
-    return documents
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 5)
 
 
 def train_adapter(
@@ -117,15 +175,22 @@ def train_adapter(
     recipe: Recipe,
     directory: Path,
     *,
+    held: Held | None = None,
+    seeds: int = 1,
     work: Path | None = None,
-    report: Callable[[list[Point], float], None] | None = None,
+    report: Report | None = None,
 ) -> dict[str, Any]:
     """Train a LoRA adapter on `documents` and write it in PEFT's form, with a card, into `directory`.
+
+    With several seeds the first one's adapter is written, the very one that a single seed would give: nothing is chosen
+    by its score, so the scores stay those of conversations that had no say, and the others tell how far to trust them.
 
     Args:
         base: folder of the base model.
         documents: the number of a chunk -> its documents, endless.
         source: what the data is, for the card.
+        held: conversations to score on; none by default.
+        seeds: initial weights to train from; the order of the data stays that of the recipe's seed.
         work: folder for checkpoints; an interrupted run goes on from there.
 
     Returns:
@@ -135,46 +200,30 @@ def train_adapter(
         BadInput: the base is not a model, or its chat template cannot be trained on.
         FailedRun: the run failed from `SEEDS` seeds in a row.
     """
-    from peft import LoraConfig, get_peft_model
     from safetensors.torch import save_file
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
+    held = held or Held(())
     tokenizer = AutoTokenizer.from_pretrained(base)
-    config = LoraConfig(
-        r=recipe.rank,
-        lora_alpha=recipe.alpha,
-        lora_dropout=0.0,
-        bias="none",
-        target_modules=list(recipe.targets),
-        task_type="CAUSAL_LM",
-    )
+    config = lora_config(recipe, AutoConfig.from_pretrained(base).get_text_config().num_hidden_layers)
     sample = list(itertools.islice(documents(0), 200))
     for document in sample[:3]:
         encode(tokenizer, document)  # a template that cannot be trained on is told before the training starts
     batches = chunked(recipe, tokenizer, documents)
-    failed: list[dict[str, Any]] = []
-    for seed in range(recipe.seed, recipe.seed + SEEDS):
-        torch.manual_seed(seed)
-        tuned = get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), config)
-        try:
-            curve = fit(tuned, recipe, batches, checkpoint=work if not failed else None, report=report)
-            break
-        except FailedRun as error:
-            failed.append({"seed": seed, "why": str(error)})
-            print(f"{error}: starting again from seed {seed + 1}", file=sys.stderr, flush=True)
-    else:
-        raise FailedRun(
-            f"failed from {SEEDS} seeds: {failed[-1]['why']}",
-            fix="Lower the learning rate in the recipe, or warm up longer",
-        )
+    trained, failed = runs(
+        base,
+        tokenizer,
+        recipe,
+        remembered(batches) if seeds > 1 else batches,
+        held,
+        seeds,
+        work=work,
+        report=report,
+    )
+    kept = trained[0]
     directory.mkdir(parents=True, exist_ok=True)
-    tensors = {
-        name.replace(".default.weight", ".weight"): parameter.detach().contiguous()
-        for name, parameter in tuned.named_parameters()
-        if parameter.requires_grad
-    }
     fresh = directory / "adapter_model.safetensors.new"
-    save_file(tensors, fresh, {"format": "pt"})
+    save_file(kept.tensors, fresh, {"format": "pt"})
     fresh.replace(directory / "adapter_model.safetensors")
     settings = config.to_dict()
     settings |= {"base_model_name_or_path": base_name, "target_modules": sorted(recipe.targets), "inference_mode": True}
@@ -183,14 +232,16 @@ def train_adapter(
         "base": base_name,
         "base_sha256": file_sha256(base / "model.safetensors"),
         "sha256": file_sha256(directory / "adapter_model.safetensors"),
-        "parameters": sum(t.numel() for t in tensors.values()),
-        "recipe": recipe.model_dump(mode="json") | {"seed": seed},
+        "parameters": sum(t.numel() for t in kept.tensors.values()),
+        "recipe": recipe.model_dump(mode="json"),
+        "kept_seed": kept.seed,
         "failed": failed,
         "data": {**source, "sample_sha256": data_hash(sample)},
-        "tokens": curve[-1].tokens,
-        "seconds": round(curve[-1].seconds),
-        "first_loss": round(curve[0].loss, 4),
-        "final_loss": round(sum(p.loss for p in curve[-3:]) / len(curve[-3:]), 4),
+        "tokens": kept.curve[-1].tokens,
+        "seconds": round(kept.curve[-1].seconds),
+        "first_loss": round(kept.curve[0].loss, 4),
+        "final_loss": final_loss(kept.curve),
+        "scores": scores(trained, held),
     }
     write_atomic(directory / "card.json", json.dumps(card, indent=2) + "\n")
     return card

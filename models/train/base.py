@@ -18,25 +18,27 @@ from ...errors import BadInput
 from ...home import file_sha256, write_atomic
 from ..embedded import random_tools, words
 from ..embedded.template import SPECIAL, train_tokenizer
-from .data import Example, Rows, data_hash, encode, pack, to_rows
+from .data import Encoder, Rows, data_hash, pack, to_rows
 from .initial import copying_heads
 from .loop import Point, fit
 from .recipe import Recipe
-from .respread import respread
+from .variants import Variants
 
 CHUNK = 25
 """Steps whose documents share one seed; resuming regenerates at most one chunk."""
 COPY_FIRST = 4
 """Chunks at the start with much pure copying, which sharpens the heads that copy."""
-MADE_UP_FIRST = 20
-"""Chunks at the start with made-up tools only: reading signatures is learned before any family can be memorised."""
 
 
 def make_tokenizer(directory: Path, documents: int = 6000, seed: int = 7) -> None:
-    """Train the tokenizer on made-up words and everyday ones, and write it into `directory`."""
+    """Train the tokenizer on made-up words, everyday ones and the words of the families, and write it into
+    `directory`."""
+    from ..embedded import answers
+
     rng = random.Random(seed)
-    texts = [" ".join(rng.choices(words.COMMON, k=60)) for _ in range(1000)]
-    texts += [" ".join((*words._MONTHS, *words._WEEKDAYS, *words.FIRST_NAMES)) for _ in range(50)]
+    texts = [" ".join(words.everyday(rng) for _ in range(60)) for _ in range(3000)]
+    spoken = (*answers.OPENINGS.values(), *answers.CLOSINGS.values(), answers.DETAILED.values())
+    texts += [" ".join(text for group in spoken for text in group)] * 100
     for _ in range(documents):
         document = random_tools.document(rng)
         texts += [str(m["content"]) for m in document["messages"] if m["content"]]
@@ -53,25 +55,24 @@ def chunked(
         documents: the number of a chunk -> its documents, endless and always the same for the same number.
     """
 
-    def examples(chunk: int) -> Iterator[Example]:
-        for document in documents(chunk):
-            yield encode(tokenizer, document)
-
     def batches(start: int) -> Iterator[Rows]:
+        encoder = Encoder(tokenizer)
         for chunk in itertools.count(start // CHUNK):
-            later = recipe.second is not None and chunk * CHUNK >= recipe.second
-            length, size = (recipe.second_length, recipe.second_batch) if later else (recipe.length, recipe.batch)
-            rows = pack(examples(chunk), length)
+            rows = pack((encoder(document) for document in documents(chunk)), recipe.length)
             for step in range(chunk * CHUNK, (chunk + 1) * CHUNK):
-                batch = list(itertools.islice(rows, size))
+                batch = list(itertools.islice(rows, recipe.batch))
                 if step >= start:
-                    yield to_rows(batch, length)
+                    yield to_rows(batch, recipe.length)
 
     return batches
 
 
-def new_model(recipe: Recipe, vocabulary: int) -> Any:
-    """A Qwen3 model with random weights from the recipe's seed, and heads that copy from the start."""
+def new_model(recipe: Recipe, vocabulary: int, variants: Variants | None = None) -> Any:
+    """A Qwen3 model with random weights from the recipe's seed, and heads that copy from the start.
+
+    Args:
+        variants: the embedding's parameters, set along with it.
+    """
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(recipe.seed)
@@ -93,7 +94,7 @@ def new_model(recipe: Recipe, vocabulary: int) -> Any:
         attn_implementation="sdpa",
     )
     model = Qwen3ForCausalLM(config)
-    copying_heads(model, recipe.seed)
+    copying_heads(model, recipe.seed, variants)
     return model
 
 
@@ -150,14 +151,16 @@ def train_base(
     if not (tokenizer_home / "tokenizer.json").exists():
         make_tokenizer(tokenizer_home)
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_home)
-    before: dict[str, Any] | None = None
+    before = None if go_on_from is None else _card_of(go_on_from)
+    variants = Variants(tokenizer, recipe.hidden) if grow_from is None else None
     if go_on_from is not None:
-        before = _card_of(go_on_from)
         model = AutoModelForCausalLM.from_pretrained(go_on_from, dtype=torch.float32)
-        if recipe.respread is not None:
-            respread(model, tokenizer, recipe.respread, recipe.seed)
+        if variants is not None:
+            variants.read(model.get_input_embeddings().weight)
+    elif grow_from is not None:
+        model = grown_model(grow_from, recipe)
     else:
-        model = grown_model(grow_from, recipe) if grow_from else new_model(recipe, len(tokenizer))
+        model = new_model(recipe, len(tokenizer), variants)
     with ExitStack() as stack:
 
         @cache
@@ -168,16 +171,21 @@ def train_base(
 
         def documents(chunk: int) -> Iterator[dict[str, Any]]:
             seed = recipe.seed * 1_000_003 + chunk
-            if grow_from is None and go_on_from is None and chunk < MADE_UP_FIRST:
-                return random_tools.documents(seed, copy_share=0.4 if chunk < COPY_FIRST else 0.04)
+            if recipe.mix == "made-up":
+                first = go_on_from is None and chunk < COPY_FIRST
+                return random_tools.documents(seed, copy_share=0.4 if first else 0.04)
             from ..embedded.corpus import base_documents
 
-            if grow_from is not None or go_on_from is not None:
-                return base_documents(seed, world(), cycle=3)
-            second = recipe.second is not None and chunk * CHUNK >= recipe.second
-            return base_documents(seed, world(), cycle=2 if second else 1)
+            return base_documents(seed, world())
 
-        curve = fit(model, recipe, chunked(recipe, tokenizer, documents), checkpoint=work / "checkpoint", report=report)
+        curve = fit(
+            model,
+            recipe,
+            chunked(recipe, tokenizer, documents),
+            variants=variants,
+            checkpoint=work / "checkpoint",
+            report=report,
+        )
         sample = list(itertools.islice(documents(100), 500))
     write_model(model, tokenizer_home, directory)
     card = {

@@ -32,7 +32,7 @@ def add_commands(subparsers: Any) -> Any:
     adapter = parts.add_parser("adapter", help="train a LoRA adapter and save it as a profile")
     adapter.add_argument("name", help="the profile's name")
     source = adapter.add_mutually_exclusive_group(required=True)
-    source.add_argument("--family", choices=("calc", "office"), help="a task family of the corpus")
+    source.add_argument("--family", help="a task family of the corpus, such as calc or orders")
     source.add_argument("--data", type=Path, help="JSONL of conversations in OpenAI's form")
     adapter.add_argument("--style", help="with --family: one style for all, such as `detailed,casual`")
     adapter.add_argument("--base", default="trimtab-nano", help="base model: name or folder (default %(default)s)")
@@ -113,7 +113,7 @@ def run_base(args: argparse.Namespace) -> int:
     from .recipe import load_recipe
 
     recipes = {SMALL: RECIPES / "nano.yaml", LARGE: RECIPES / "large.yaml"}
-    usual = RECIPES / "nano_third.yaml" if args.go_on_from else recipes.get(args.name)
+    usual = RECIPES / "nano_families.yaml" if args.go_on_from else recipes.get(args.name)
     if usual is None or args.name not in recipes:
         raise NotFound(f"no recipe for a base model {args.name!r}", fix=f"Known: {', '.join(recipes)}")
     _threads(args)
@@ -168,18 +168,19 @@ def run_adapter(args: argparse.Namespace) -> int:
 def _family_source(family: str, style: str | None, seed: int, stack: Any) -> tuple[Any, dict[str, Any]]:
     """The documents of a family's adapter, and how the card names them."""
     from ...errors import BadInput
-    from ..embedded.answers import Style
+    from ...tools.builtin import FAMILIES
+    from ..embedded.answers import AXES, PLAIN, styled
     from ..embedded.corpus import family_documents, open_world
 
+    if family not in FAMILIES:
+        raise BadInput(f"no family {family!r}", where="--family", fix=f"Known: {', '.join(FAMILIES)}")
     fixed = None
     if style is not None:
-        words = set(style.replace(" ", "").split(","))
-        known = {"brief", "detailed", "formal", "casual"}
-        if not words <= known or {"brief", "detailed"} <= words or {"formal", "casual"} <= words or len(words) != 2:
-            raise BadInput(
-                f"{style!r} is not a style", where="--style", fix="One of brief|detailed and one of formal|casual"
-            )
-        fixed = Style("brief" in words, "casual" in words)
+        try:
+            fixed = styled([word.strip() for word in style.split(",")], PLAIN)
+        except KeyError as error:
+            known = ", ".join("|".join(sides) for sides in AXES.values())
+            raise BadInput(f"{error} is no side of a behaviour", where="--style", fix=f"Known: {known}") from None
     world = stack.enter_context(open_world())
 
     def documents(chunk: int) -> Any:
@@ -194,17 +195,21 @@ def run_data(args: argparse.Namespace) -> int:
 
     from ...home import write_atomic
     from ..embedded import HERE
-    from ..embedded.corpus import AXES, contrast_pairs, suite_tasks
+    from ..embedded.corpus import KINDS, contrast_pairs, suite_tasks
+    from ..embedded.intents import INTENTS
 
     pairs = args.pairs or HERE / "pairs"
-    for axis in AXES:
+    for axis in ("detail", "register"):
         rows = contrast_pairs(axis, "calc", 200, seed=11)
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_atomic(pairs / f"{axis}.jsonl", text)
         print(f"{pairs / axis}.jsonl: {len(rows)} pairs")
     suites = args.suites or HERE.parents[1] / "evals" / "suites"
-    small = suite_tasks("test", "calc", 17, seed=21) + suite_tasks("test", "office", 19, seed=22)
-    families = suite_tasks("test", "calc", 17 * 6, seed=31) + suite_tasks("test", "office", 19 * 6, seed=32)
+    small, families = [], []
+    for number, (family, intents) in enumerate(INTENTS.items()):
+        kinds = sum(not intent.units for intent in intents.values()) + len(KINDS)
+        small += suite_tasks("test", family, 5, seed=21 + number)
+        families += suite_tasks("test", family, 2 * kinds, seed=41 + number)
     for name, tasks in {"small": small, "families": families}.items():
         text = yaml.safe_dump({"name": name, "tasks": tasks}, sort_keys=False, allow_unicode=True, width=120)
         write_atomic(suites / f"{name}.yaml", text)

@@ -7,10 +7,10 @@ attention peaks at distance r (arXiv 2410.06205, proposition 3.1). The second ha
 frequencies, which rotate too little to disturb it. Everything stays trainable and in the stock architecture; only the
 starting point differs.
 
-The residual stream is laid out as: dimension 0 constant; `TOKEN` what the token is; `BEFORE[r]` a projection of the
-token r places before, for r = 1, 2. Layer 0 writes `BEFORE`. Layer 1 finds where the present token stood before and
-copies what came next. Layer 2 does the same for the token before the present one, two places on, as in "word space
-word".
+The residual stream is laid out as: dimension 0 constant; `TOKEN` what the token is; `BEFORE` a projection of the token
+before. Layer 0 writes `BEFORE`; layer 1 finds where the present token stood before and copies what came next. The
+shifts that tell the variants of a word apart (`variants.py`) lie outside `TOKEN`, so ` Milk` is found and copied like
+`milk`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ from typing import Any
 
 import torch
 
+from .variants import Variants
+
 FAST = 8
 """Frequencies used to attend by distance."""
 SLOW = 16
 """Frequencies used to match content: 2 x SLOW dimensions."""
 SHARPNESS = 2.2
-"""Weight of the query norm in the three layers: the largest attention logit is sqrt(head_dim) times it."""
+"""Weight of the query norm in the two layers: the largest attention logit is sqrt(head_dim) times it."""
 SIGMA = 0.05
 """Standard deviation of the token dimensions of the embedding."""
 GAIN = 2.0
@@ -42,12 +44,13 @@ def _rotate(vector: torch.Tensor, inv_freq: torch.Tensor, distance: int) -> torc
 
 
 @torch.no_grad()
-def copying_heads(model: Any, seed: int) -> None:
-    """Set a freshly made Qwen3 model's first three layers and embedding so that it copies from the start.
+def copying_heads(model: Any, seed: int, variants: Variants | None = None) -> None:
+    """Set a freshly made Qwen3 model's first two layers and embedding so that it copies from the start.
 
     Args:
-        model: a `Qwen3ForCausalLM` with at least 3 layers, 2 key-value heads, and hidden size at least
-            1 + 2 head_dim + 4 SLOW.
+        model: a `Qwen3ForCausalLM` with at least 2 layers, 2 key-value heads, and hidden size at least
+            1 + 2 head_dim + 2 SLOW.
+        variants: the embedding's parameters; set in place of the model's own where given.
         seed: draws the projection and the embedding.
     """
     rng = torch.Generator().manual_seed(seed)
@@ -57,19 +60,23 @@ def copying_heads(model: Any, seed: int) -> None:
     half = dim // 2
     token = slice(1, 1 + 2 * dim)
     match = 2 * SLOW
-    before = {r: slice(token.stop + (r - 1) * match, token.stop + r * match) for r in (1, 2)}
+    before = slice(token.stop, token.stop + match)
     base = config.rope_parameters["rope_theta"]
     inv_freq = base ** (-torch.arange(half, dtype=torch.float32) / half)
 
     for block in model.model.layers:
         block.self_attn.o_proj.weight.mul_(QUIET)
         block.mlp.down_proj.weight.mul_(QUIET)
-    embedding = model.model.embed_tokens.weight
+    embedding = model.model.embed_tokens.weight if variants is None else variants.roots
     embedding.zero_()
     embedding[:, token] = torch.randn(len(embedding), 2 * dim, generator=rng) * SIGMA
     constant = SIGMA * (2 * dim) ** 0.5 / 2
     embedding[:, 0] = constant
     embedding[:, token.stop :] = torch.randn(len(embedding), width - token.stop, generator=rng) * SIGMA * 0.1
+    if variants is not None:
+        variants.shifts.zero_()
+        variants.shifts[:, before.stop :] = torch.randn(2, width - before.stop, generator=rng) * SIGMA
+        model.model.embed_tokens.weight.copy_(variants())
     rms = ((constant**2 + 2 * dim * SIGMA**2) / width) ** 0.5
 
     psi = torch.zeros(dim)
@@ -85,32 +92,26 @@ def copying_heads(model: Any, seed: int) -> None:
     first.k_proj.weight[rows(0), 0] = psi
     first.v_proj.weight[rows(0)] = 0
     first.v_proj.weight[slice(0, match), token] = projection
-    for distance, head in ((1, 0), (2, 1)):
-        first.q_proj.weight[rows(head)] = 0
-        first.q_proj.weight[rows(head), 0] = _rotate(psi, inv_freq, -distance)
-        first.o_proj.weight[:, rows(head)] = 0
-        first.o_proj.weight[before[distance], head * dim : head * dim + match] = torch.eye(match) * rms
+    first.q_proj.weight[rows(0)] = 0
+    first.q_proj.weight[rows(0), 0] = _rotate(psi, inv_freq, -1)
+    first.o_proj.weight[:, rows(0)] = 0
+    first.o_proj.weight[before, :match] = torch.eye(match) * rms
     first.q_norm.weight.fill_(SHARPNESS)
 
-    # Layer 1 asks with the present token for what stood before; layer 2 with the one before for what was two before.
-    for layer, distance in ((1, 1), (2, 2)):
-        attention = model.model.layers[layer].self_attn
-        attention.q_norm.weight.fill_(SHARPNESS)
-        for kv in range(2):
-            head = kv * group
-            attention.q_proj.weight[rows(head)] = 0
-            attention.k_proj.weight[rows(kv)] = 0
-            asked = attention.q_proj.weight[head * dim + slow]
-            if layer == 1:
-                asked[:, token] = projection
-            else:
-                asked[:, before[1]] = torch.eye(match)
-            attention.q_proj.weight[head * dim + slow] = asked
-            kept = attention.k_proj.weight[kv * dim + slow]
-            kept[:, before[distance]] = torch.eye(match)
-            attention.k_proj.weight[kv * dim + slow] = kept
-            part = slice(token.start + kv * dim, token.start + (kv + 1) * dim)
-            attention.v_proj.weight[rows(kv)] = 0
-            attention.v_proj.weight[rows(kv), part] = torch.eye(dim)
-            attention.o_proj.weight[:, rows(head)] = 0
-            attention.o_proj.weight[part, rows(head)] = torch.eye(dim) * rms * GAIN
+    attention = model.model.layers[1].self_attn
+    attention.q_norm.weight.fill_(SHARPNESS)
+    for kv in range(2):
+        head = kv * group
+        attention.q_proj.weight[rows(head)] = 0
+        attention.k_proj.weight[rows(kv)] = 0
+        asked = attention.q_proj.weight[head * dim + slow]
+        asked[:, token] = projection
+        attention.q_proj.weight[head * dim + slow] = asked
+        kept = attention.k_proj.weight[kv * dim + slow]
+        kept[:, before] = torch.eye(match)
+        attention.k_proj.weight[kv * dim + slow] = kept
+        part = slice(token.start + kv * dim, token.start + (kv + 1) * dim)
+        attention.v_proj.weight[rows(kv)] = 0
+        attention.v_proj.weight[rows(kv), part] = torch.eye(dim)
+        attention.o_proj.weight[:, rows(head)] = 0
+        attention.o_proj.weight[part, rows(head)] = torch.eye(dim) * rms * GAIN

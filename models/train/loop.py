@@ -6,19 +6,21 @@ import json
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from ...errors import BadInput, FailedRun
-from ...home import write_atomic
+from .attention import in_blocks
 from .data import IGNORE, Rows
 from .health import failure
 from .recipe import Recipe
+from .variants import Variants
 
 
 @dataclass(frozen=True)
@@ -34,21 +36,23 @@ class Point:
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
-    """The learning rate of a step: warm-up, stable, linear decay; and once more from `second` on, if there is one."""
-    first = recipe.second is None or step < recipe.second
-    begin = 0 if first else (recipe.second or 0)
-    end = recipe.second if first and recipe.second is not None else recipe.steps
-    warm = min(1.0, (step - begin + 1) / max(1, recipe.warmup))
-    left = min(1.0, (end - step) / max(1, recipe.decay))
-    return (recipe.lr if first else recipe.second_lr) * min(warm, left)
+    """The learning rate of a step: warm-up, stable, linear decay."""
+    warm = min(1.0, (step + 1) / max(1, recipe.warmup))
+    left = min(1.0, (recipe.steps - step) / max(1, recipe.decay))
+    return recipe.lr * min(warm, left)
 
 
-def _mask(rows: Rows) -> torch.Tensor:
-    """[batch, 1, length, length] bool: a token sees itself and what came before it in its own document."""
-    documents = torch.from_numpy(rows.documents)
-    same = documents[:, None, :, None] == documents[:, None, None, :]
-    length = documents.shape[1]
-    return same & torch.ones(length, length, dtype=torch.bool).tril()
+def sight(rows: Rows, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """[batch, 1, length, length] attention mask, 0 or minus infinity: a token sees itself and what came before it in
+    its own conversation, the shared opening included."""
+    clumps, branches = torch.from_numpy(rows.clumps), torch.from_numpy(rows.branches)
+    same = clumps[:, None, :, None] == clumps[:, None, None, :]
+    mine = branches[:, None, None, :] == branches[:, None, :, None]
+    opening = branches[:, None, None, :] == 0
+    length = clumps.shape[1]
+    seen = same & (mine | opening) & torch.ones(length, length, dtype=torch.bool).tril()
+    # Added, not chosen by: a bool mask would be turned into this one in every layer.
+    return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, float("-inf"))
 
 
 def bfloat16_is_fast() -> bool:
@@ -56,18 +60,35 @@ def bfloat16_is_fast() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def loss_of(model: Any, backbone: Any, rows: Rows) -> torch.Tensor:
-    """Mean cross-entropy of the learned tokens. The output head runs on those tokens only."""
-    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16_is_fast()):
+def head_loss(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy (nats) of [N, H] final states under the output head [V, H]."""
+    return F.cross_entropy(F.linear(hidden, weight).float(), targets)
+
+
+_compiled_head_loss = torch.compile(head_loss, dynamic=True)
+
+
+def loss_of(
+    model: Any, backbone: Any, rows: Rows, embedding: torch.Tensor | None = None, *, compiled: bool = False
+) -> torch.Tensor:
+    """Mean cross-entropy of the learned tokens. The output head runs on those tokens only.
+
+    Args:
+        embedding: [V, H] input and output embedding in place of the model's own (`variants.Variants`).
+        compiled: whether to compile the output head, as the backbone then is.
+    """
+    ids, targets = torch.from_numpy(rows.ids), torch.from_numpy(rows.targets).flatten()
+    source = {"input_ids": ids} if embedding is None else {"inputs_embeds": F.embedding(ids, embedding)}
+    fast = bfloat16_is_fast()
+    with torch.autocast("cpu", torch.bfloat16, enabled=fast):
         hidden = backbone(
-            input_ids=torch.from_numpy(rows.ids),
-            attention_mask=_mask(rows),
+            attention_mask=sight(rows, torch.bfloat16 if fast else torch.float32),
             position_ids=torch.from_numpy(rows.positions),
+            **source,
         ).last_hidden_state
-        targets = torch.from_numpy(rows.targets).flatten()
         keep = targets != IGNORE
-        logits = model.get_output_embeddings()(hidden.flatten(0, 1)[keep])
-    return torch.nn.functional.cross_entropy(logits.float(), targets[keep])
+        head = model.get_output_embeddings().weight if embedding is None else embedding
+        return (_compiled_head_loss if compiled else head_loss)(hidden.flatten(0, 1)[keep], head, targets[keep])
 
 
 def _ahead(batches: Iterator[Rows], depth: int = 3) -> Iterator[Rows]:
@@ -100,29 +121,75 @@ def _ahead(batches: Iterator[Rows], depth: int = 3) -> Iterator[Rows]:
         stop.set()
 
 
+def backbone_of(model: Any) -> Any:
+    """The part of a causal language model below its output head, also where PEFT is wrapped around it."""
+    inner = getattr(model, "base_model", model)
+    return inner.model.model if hasattr(inner, "peft_config") else model.model
+
+
 def _identity(recipe: Recipe) -> str:
     """What must be the same for a checkpoint to be gone on from: the recipe, but for how long it trains."""
     return recipe.model_dump_json(exclude={"steps", "decay"})
 
 
-def save_checkpoint(directory: Path, model: Any, optimizer: Any, recipe: Recipe, step: int, curve: list[Point]) -> None:
+def optimizers(named: Mapping[str, torch.nn.Parameter], recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Bias-corrected AdamW, and with `optimizer: muon` torch's Muon for the matrices inside the blocks.
+
+    Every group has a `share` of the learning rate: `value_ratio` for value projections (arXiv 2410.02247, section 4:
+    the value side wants a larger one), else 1.
+    """
+    inside = {n for n, p in named.items() if p.ndim == 2 and ".layers." in n and recipe.optimizer == "muon"}
+    groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
+    for name, parameter in named.items():
+        if name not in inside:
+            groups.setdefault((parameter.ndim > 1, "v_proj" in name), []).append(parameter)
+    rest = [
+        {
+            "params": members,
+            "weight_decay": recipe.weight_decay if matrix else 0.0,
+            "share": recipe.value_ratio if value else 1.0,
+        }
+        for (matrix, value), members in groups.items()
+    ]
+    found: list[torch.optim.Optimizer] = [torch.optim.AdamW(rest, lr=recipe.lr, betas=(0.9, recipe.beta2), fused=True)]
+    if inside:
+        matrices = [{"params": [named[n] for n in named if n in inside], "share": 1.0}]
+        found.append(
+            torch.optim.Muon(matrices, lr=recipe.lr, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw")
+        )
+    return found
+
+
+def save_checkpoint(
+    directory: Path,
+    named: Mapping[str, torch.nn.Parameter],
+    steppers: Sequence[torch.optim.Optimizer],
+    recipe: Recipe,
+    step: int,
+    curve: list[Point],
+) -> None:
     """Write all that is needed to go on: trainable weights, optimizer state, recipe, step, curve. Whole or not at
     all."""
     directory.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, torch.Tensor] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            tensors[f"w.{name}"] = parameter.detach().clone()
-            for key, value in optimizer.state.get(parameter, {}).items():
+    for name, parameter in named.items():
+        tensors[f"w.{name}"] = parameter.detach().clone()
+        for stepper in steppers:
+            for key, value in stepper.state.get(parameter, {}).items():
                 tensors[f"o.{key}.{name}"] = torch.as_tensor(value).detach().clone()
     fresh = directory / "state.new"
-    save_file(tensors, fresh, {"step": str(step), "recipe": _identity(recipe)})
+    about = {"step": str(step), "recipe": _identity(recipe), "curve": json.dumps([asdict(p) for p in curve])}
+    save_file(tensors, fresh, about)
     fresh.replace(directory / "state.safetensors")
-    write_atomic(directory / "curve.json", json.dumps([asdict(p) for p in curve]))
 
 
-def load_checkpoint(directory: Path, model: Any, optimizer: Any, recipe: Recipe) -> tuple[int, list[Point]]:
-    """Put a checkpoint back into model and optimizer; returns the step to go on with and the curve so far.
+def load_checkpoint(
+    directory: Path,
+    named: Mapping[str, torch.nn.Parameter],
+    steppers: Sequence[torch.optim.Optimizer],
+    recipe: Recipe,
+) -> tuple[int, list[Point]]:
+    """Put a checkpoint back into model and optimizers; returns the step to go on with and the curve so far.
 
     Raises:
         BadInput: the checkpoint was made with another recipe.
@@ -138,21 +205,19 @@ def load_checkpoint(directory: Path, model: Any, optimizer: Any, recipe: Recipe)
         raise BadInput(
             "is a checkpoint of another recipe", where=str(file), fix="Give another --work folder, or delete this one"
         )
-    step = int(about["step"])
     tensors = load_file(file)
+    states: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
+        if key.startswith("o."):
+            _, entry, name = key.split(".", 2)
+            states.setdefault(name, {})[entry] = tensor
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                parameter.copy_(tensors[f"w.{name}"])
-                state = {
-                    k.split(".", 2)[1]: v
-                    for k, v in tensors.items()
-                    if k.startswith("o.") and k.split(".", 2)[2] == name
-                }
-                if state:
-                    optimizer.state[parameter] = state
-    curve = [Point(**p) for p in json.loads((directory / "curve.json").read_text())]
-    return step, [p for p in curve if p.step <= step]
+        for name, parameter in named.items():
+            parameter.copy_(tensors[f"w.{name}"])
+            for stepper in steppers:
+                if name in states and any(parameter is p for g in stepper.param_groups for p in g["params"]):
+                    stepper.state[parameter] = states[name]
+    return int(about["step"]), [Point(**p) for p in json.loads(about["curve"])]
 
 
 def fit(
@@ -160,6 +225,7 @@ def fit(
     recipe: Recipe,
     batches: Callable[[int], Iterator[Rows]],
     *,
+    variants: Variants | None = None,
     checkpoint: Path | None = None,
     every: int = 100,
     report: Callable[[list[Point], float], None] | None = None,
@@ -168,6 +234,8 @@ def fit(
 
     Args:
         batches: given the step to start at, the stream of batches from there.
+        variants: the embedding as a function of fewer parameters; these are trained instead, and written into the
+            model in the end.
         checkpoint: folder to resume from and save to, every `every` steps.
         report: called at each point with the curve so far and the seconds that are left at this speed.
 
@@ -177,45 +245,51 @@ def fit(
     Raises:
         FailedRun: the run comes to nothing (`health.failure`); no checkpoint is written of what failed.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    decayed = [p for p in parameters if p.ndim > 1]
-    plain = [p for p in parameters if p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, recipe.beta2), fused=True)
-    start, curve = load_checkpoint(checkpoint, model, optimizer, recipe) if checkpoint else (0, [])
-    backbone = getattr(model, "base_model", model)
-    backbone = backbone.model.model if hasattr(backbone, "peft_config") else model.model
+    if variants is not None:
+        model.get_input_embeddings().weight.requires_grad_(False)
+    named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    if variants is not None:
+        named |= {f"variants.{n}": p for n, p in variants.named_parameters()}
+    steppers = optimizers(named, recipe)
+    start, curve = load_checkpoint(checkpoint, named, steppers, recipe) if checkpoint else (0, [])
+    backbone = backbone_of(model)
     if recipe.compile:
         backbone = torch.compile(backbone, dynamic=False)
-    model.train()
-    tokens = curve[-1].tokens if curve else 0
-    spent = curve[-1].seconds if curve else 0.0
-    began, recent = time.monotonic(), []
-    losses, norms, steep = [p.loss for p in curve], [], []
-    for step, rows in zip(range(start, recipe.steps), _ahead(batches(start)), strict=False):
-        rate = learning_rate(recipe, step)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        loss = loss_of(model, backbone, rows)
-        loss.backward()  # type: ignore[no-untyped-call]
-        steep.append(float(torch.nn.utils.clip_grad_norm_(parameters, recipe.clip)))
-        optimizer.step()
-        optimizer.zero_grad()
-        recent.append(loss.item())
-        tokens += int((rows.documents > 0).sum())
-        last = step + 1 == recipe.steps
-        if (step + 1) % 20 == 0 or last:
-            seconds = spent + time.monotonic() - began
-            curve.append(Point(step + 1, sum(recent) / len(recent), rate, tokens, seconds))
-            losses.append(curve[-1].loss)
-            norms.append(sum(steep) / len(steep))
-            recent, steep = [], []
-            if report is not None:
-                report(curve, (time.monotonic() - began) / (step + 1 - start) * (recipe.steps - step - 1))
-            wrong = failure(losses, norms, (step + 1) / recipe.steps)
-            if wrong is not None:
-                raise FailedRun(wrong, where=f"step {step + 1}", fix="Try another --seed or a lower learning rate")
-        if checkpoint and ((step + 1) % every == 0 or last):
-            save_checkpoint(checkpoint, model, optimizer, recipe, step + 1, curve)
+    with in_blocks(model):
+        model.train()
+        tokens = curve[-1].tokens if curve else 0
+        spent = curve[-1].seconds if curve else 0.0
+        began, recent = time.monotonic(), []
+        losses, norms, steep = [p.loss for p in curve], [], []
+        for step, rows in zip(range(start, recipe.steps), _ahead(batches(start)), strict=False):
+            rate = learning_rate(recipe, step)
+            for stepper in steppers:
+                for group in stepper.param_groups:
+                    group["lr"] = rate * group["share"]
+            loss = loss_of(model, backbone, rows, variants() if variants is not None else None, compiled=recipe.compile)
+            loss.backward()  # type: ignore[no-untyped-call]
+            steep.append(float(torch.nn.utils.clip_grad_norm_(named.values(), recipe.clip)))
+            for stepper in steppers:
+                stepper.step()
+                stepper.zero_grad()
+            recent.append(loss.item())
+            tokens += int((rows.clumps > 0).sum())
+            last = step + 1 == recipe.steps
+            if (step + 1) % 20 == 0 or last:
+                seconds = spent + time.monotonic() - began
+                curve.append(Point(step + 1, sum(recent) / len(recent), rate, tokens, seconds))
+                losses.append(curve[-1].loss)
+                norms.append(sum(steep) / len(steep))
+                recent, steep = [], []
+                if report is not None:
+                    report(curve, (time.monotonic() - began) / (step + 1 - start) * (recipe.steps - step - 1))
+                wrong = failure(losses, norms, (step + 1) / recipe.steps)
+                if wrong is not None:
+                    raise FailedRun(wrong, where=f"step {step + 1}", fix="Try another --seed or a lower learning rate")
+            if checkpoint and ((step + 1) % every == 0 or last):
+                save_checkpoint(checkpoint, named, steppers, recipe, step + 1, curve)
+    if variants is not None:
+        with torch.no_grad():
+            model.get_input_embeddings().weight.copy_(variants())
     model.eval()
     return curve

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -15,9 +15,8 @@ class Recipe(BaseModel):
     """How to train. Lengths are tokens, times are optimizer steps.
 
     The learning rate warms up over `warmup` steps, stays at `lr`, and falls to zero linearly over the last `decay`
-    steps (warm-up, stable, decay). With `second` another cycle begins at that step: at `second_lr`, with the corpus'
-    second mix, in batches of `second_batch` rows of `second_length` tokens. AdamW is bias-corrected (arXiv 2006.04884:
-    without it fine-tuning fails at random).
+    steps (warm-up, stable, decay). AdamW is bias-corrected (arXiv 2006.04884: without it fine-tuning fails at random);
+    `muon` trains the matrices inside the blocks with Muon at a step matched to AdamW's (arXiv 2502.16982, section 2.2).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -28,16 +27,14 @@ class Recipe(BaseModel):
     lr: float = Field(gt=0)
     warmup: int = 50
     decay: int = Field(100, ge=0)
-    second: int | None = None
-    second_lr: float = 0.0015
-    second_length: int = 640
-    second_batch: int = 5
     weight_decay: float = 0.1
     beta2: float = 0.98
     clip: float = 1.0
     seed: int = 0
     compile: bool = False
-    respread: float | None = Field(None, description="going on: cosine above which embeddings count as collapsed")
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    value_ratio: float = Field(1.0, gt=0, description="learning rate of value projections over that of the others")
+    mix: Literal["made-up", "families"] = Field("families", description="base models: what the corpus is made of")
     layers: int = 6
     hidden: int = 256
     intermediate: int = 704
@@ -45,6 +42,7 @@ class Recipe(BaseModel):
     kv_heads: int = 2
     rank: int = 8
     alpha: int = 16
+    layers_from: int | None = Field(None, ge=0, description="adapters: the lowest layer adapted; all by default")
     targets: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
