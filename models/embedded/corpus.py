@@ -209,6 +209,7 @@ def suite_tasks(split: Split, family: str, n: int, seed: int) -> list[dict[str, 
     """
     rng = random.Random(seed)
     intents = [name for name, intent in INTENTS[family].items() if not intent.units] + list(KINDS)
+    rng.shuffle(intents)  # so that a few tasks are not all of the first kinds
     with open_world() as world:
         return [
             _suite_task(

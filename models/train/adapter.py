@@ -15,6 +15,7 @@ import torch
 
 from ...errors import BadInput, FailedRun
 from ...home import file_sha256, write_atomic
+from ..card import weights_sha256
 from .base import chunked
 from .churn import Calls, calls_in, churn, exact_share, replies
 from .data import Rows, data_hash, encode
@@ -111,7 +112,7 @@ def runs(
     rows = packed(tokenizer, held, recipe.length)
     good: list[Run] = []
     failed: list[dict[str, Any]] = []
-    row = 0
+    in_a_row = 0
     for seed in itertools.count(recipe.seed):
         if len(good) == count:
             break
@@ -121,15 +122,15 @@ def runs(
             curve = fit(tuned, recipe, batches, checkpoint=place, report=report)
         except FailedRun as error:
             failed.append({"seed": seed, "why": str(error)})
-            row += 1
-            if row == SEEDS:
+            in_a_row += 1
+            if in_a_row == SEEDS:
                 raise FailedRun(
                     f"failed from {SEEDS} seeds: {failed[-1]['why']}",
                     fix="Lower the learning rate in the recipe, or warm up longer",
                 ) from error
             print(f"{error}: starting again from seed {seed + 1}", file=sys.stderr, flush=True)
             continue
-        row = 0
+        in_a_row = 0
         tensors = {
             name.replace(".default.weight", ".weight"): parameter.detach().contiguous()
             for name, parameter in tuned.named_parameters()
@@ -230,7 +231,7 @@ def train_adapter(
     write_atomic(directory / "adapter_config.json", json.dumps(settings, indent=2, sort_keys=True, default=str) + "\n")
     card = {
         "base": base_name,
-        "base_sha256": file_sha256(base / "model.safetensors"),
+        "base_sha256": weights_sha256(base),
         "sha256": file_sha256(directory / "adapter_model.safetensors"),
         "parameters": sum(t.numel() for t in kept.tensors.values()),
         "recipe": recipe.model_dump(mode="json"),

@@ -1,4 +1,4 @@
-"""`trimtab train base|adapter|router|suites`: every trained file of the project is made by one of these."""
+"""`trimtab train base|adapter|place|router|data`: every trained file of the project is made by one of these."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from .held import Held
     from .loop import Point
+    from .recipe import Recipe
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -31,24 +33,60 @@ def add_commands(subparsers: Any) -> Any:
 
     adapter = parts.add_parser("adapter", help="train a LoRA adapter and save it as a profile")
     adapter.add_argument("name", help="the profile's name")
-    source = adapter.add_mutually_exclusive_group(required=True)
-    source.add_argument("--family", help="a task family of the corpus, such as calc or orders")
-    source.add_argument("--data", type=Path, help="JSONL of conversations in OpenAI's form")
-    adapter.add_argument("--style", help="with --family: one style for all, such as `detailed,casual`")
+    _source(adapter)
     adapter.add_argument("--base", default="trimtab-nano", help="base model: name or folder (default %(default)s)")
     adapter.add_argument("--recipe", type=Path, default=RECIPES / "adapter.yaml", help="a recipe file")
     adapter.add_argument("--steps", type=int, help="optimizer steps, instead of the recipe's")
     adapter.add_argument("--seed", type=int, help="seed, instead of the recipe's")
+    adapter.add_argument(
+        "--seeds",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="train from so many seeds, keep the first, and say how much they differ (default: 1)",
+    )
     adapter.add_argument("--out", type=Path, help="write the bare adapter into this folder instead of a profile")
     adapter.add_argument("--store", type=Path, help="profile store to save into (default: your own)")
     _common(adapter)
     adapter.set_defaults(handler=run_adapter)
+
+    place = parts.add_parser(
+        "place",
+        help="find which modules an adapter is best put on",
+        description="Train short adapters on different modules, each at its own best learning rate, and compare them "
+        "on held-out conversations.",
+    )
+    _source(place)
+    place.add_argument("--base", default="trimtab-nano", help="base model: name or folder (default %(default)s)")
+    place.add_argument("--recipe", type=Path, default=RECIPES / "adapter.yaml", help="a recipe file")
+    place.add_argument("--steps", type=_positive, default=60, metavar="N", help="optimizer steps a run (default: 60)")
+    place.add_argument(
+        "--rates", type=float, nargs="+", metavar="LR", help="learning rates to try, 4 or more (default: 4)"
+    )
+    place.add_argument("--plot", type=Path, metavar="FILE", help="a .png file: loss against learning rate")
+    place.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
+    place.add_argument("--json", action="store_true", help="print one JSON document")
+    place.set_defaults(handler=run_place)
 
     data = parts.add_parser("data", help="write the contrast pairs and the suites that are made from the corpus")
     data.add_argument("--pairs", type=Path, help="folder for contrast pairs (default: their place in the package)")
     data.add_argument("--suites", type=Path, help="folder for suites (default: their place in the package)")
     data.set_defaults(handler=run_data)
     return parts
+
+
+def _source(parser: argparse.ArgumentParser) -> None:
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--family", help="a task family of the corpus, such as calc or orders")
+    source.add_argument("--data", type=Path, help="conversations in OpenAI's form: a .jsonl file or a folder of them")
+    parser.add_argument("--style", help="with --family: one style for all, such as `detailed,casual`")
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return value
 
 
 def _common(parser: argparse.ArgumentParser) -> None:
@@ -101,6 +139,20 @@ def _print_card(card: dict[str, Any], where: Path, as_json: bool) -> None:
         print(json.dumps(card, indent=2))
     else:
         print(f"{where}: {card['parameters']:,} parameters, {card['seconds']} s, loss {card['final_loss']}")
+        if "scores" in card:
+            print(_scores_line(card["scores"]))
+
+
+def _scores_line(scores: dict[str, Any]) -> str:
+    """Held-out scores in words; what is not known is left out."""
+    if scores["held_loss"] is None:
+        return "nothing was held out to score on"
+    line = f"held-out loss {scores['held_loss']:.4f} on {scores['held_out']['documents']} conversations"
+    if scores["held_loss_sd"] is not None:
+        line += f"; {len(scores['seeds'])} seeds: {scores['held_loss_mean']:.4f} ± {scores['held_loss_sd']:.4f}"
+    if scores["first_calls"] is not None:
+        line += f"; first calls exact {scores['first_calls']:.1%}"
+    return line if scores["churn"] is None else f"{line}; churn {scores['churn']:.1%}"
 
 
 def run_base(args: argparse.Namespace) -> int:
@@ -136,41 +188,86 @@ def run_adapter(args: argparse.Namespace) -> int:
     import tempfile
     from contextlib import ExitStack
 
-    from ...errors import BadInput
     from ..card import find_model
-    from .adapter import fits, read_examples, repeated, train_adapter
-    from .data import data_hash
+    from .adapter import train_adapter
     from .profile import adapter_profile
     from .recipe import load_recipe
 
     recipe = load_recipe(args.recipe, steps=args.steps, seed=args.seed)
     base = find_model(args.base)
-    if args.style and not args.family:
-        raise BadInput("--style goes with --family", where="--style")
+    report = _reporter(args)
     _threads(args)
     with ExitStack() as stack:
-        if args.family:
-            documents, source = _family_source(args.family, args.style, recipe.seed, stack)
-        else:
-            from transformers import AutoTokenizer
-
-            rows = read_examples(args.data, fits(AutoTokenizer.from_pretrained(base.path), recipe.length))
-            documents, source = repeated(rows, recipe.seed), {"file": args.data.name, "sha256": data_hash(rows)}
+        documents, source, held = _conversations(args, base.path, recipe, stack)
         target = args.out or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trimtab-adapter-")))
         card = train_adapter(
-            base.path, base.name, documents, source, recipe, target, work=args.work, report=_reporter(args)
+            base.path,
+            base.name,
+            documents,
+            source,
+            recipe,
+            target,
+            held=held,
+            seeds=args.seeds,
+            work=args.work,
+            report=report,
         )
         where = args.out or adapter_profile(args.name, target, base, card, _store(args))
     _print_card(card, where, args.json)
     return 0
 
 
-def _family_source(family: str, style: str | None, seed: int, stack: Any) -> tuple[Any, dict[str, Any]]:
-    """The documents of a family's adapter, and how the card names them."""
+def run_place(args: argparse.Namespace) -> int:
+    """`trimtab train place`."""
+    from contextlib import ExitStack
+
+    from ...errors import BadInput
+    from ...home import write_atomic
+    from ..card import find_model
+    from .picture import rates_png
+    from .place import RATES, place, table
+    from .recipe import load_recipe
+
+    if args.plot is not None and args.plot.suffix.lower() != ".png":
+        raise BadInput("the picture is drawn as PNG", where=f"--plot {args.plot}", fix="Name a .png file")
+    recipe = load_recipe(args.recipe)
+    base = find_model(args.base)
+    _threads(args)
+    with ExitStack() as stack:
+        documents, source, held = _conversations(args, base.path, recipe, stack)
+        found = place(base.path, documents, source, held, recipe, args.steps, args.rates or RATES)
+    if args.plot is not None:
+        write_atomic(args.plot, rates_png(found))
+    print(json.dumps(found.to_json(), indent=2) if args.json else table(found))
+    return 0
+
+
+def _conversations(args: argparse.Namespace, base: Path, recipe: Recipe, stack: Any) -> tuple[Any, Any, Held]:
+    """What to train on, how the card names it, and what to score on."""
+    from ...errors import BadInput
+    from .data import data_hash
+    from .examples import fits, hold_back, read_examples, repeated
+    from .held import of_rows
+
+    if args.style and not args.family:
+        raise BadInput("--style goes with --family", where="--style")
+    if args.family:
+        return _family_source(args.family, args.style, recipe.seed, stack)
+    from transformers import AutoTokenizer
+
+    rows = read_examples(args.data, fits(AutoTokenizer.from_pretrained(base), recipe.length))
+    learned, held = hold_back(rows, recipe.seed)
+    source = {"file": args.data.resolve().name, "rows": len(rows), "trained_on": len(learned)}
+    return repeated(learned, recipe.seed), source | {"sha256": data_hash(rows)}, of_rows(held, len(rows))
+
+
+def _family_source(family: str, style: str | None, seed: int, stack: Any) -> tuple[Any, dict[str, Any], Held]:
+    """The documents of a family's adapter, how the card names them, and its held-out conversations."""
     from ...errors import BadInput
     from ...tools.builtin import FAMILIES
     from ..embedded.answers import AXES, PLAIN, styled
     from ..embedded.corpus import family_documents, open_world
+    from .held import of_family
 
     if family not in FAMILIES:
         raise BadInput(f"no family {family!r}", where="--family", fix=f"Known: {', '.join(FAMILIES)}")
@@ -182,11 +279,13 @@ def _family_source(family: str, style: str | None, seed: int, stack: Any) -> tup
             known = ", ".join("|".join(sides) for sides in AXES.values())
             raise BadInput(f"{error} is no side of a behaviour", where="--style", fix=f"Known: {known}") from None
     world = stack.enter_context(open_world())
+    held = of_family(world, family, fixed)
 
     def documents(chunk: int) -> Any:
         return family_documents(seed * 1_000_003 + 500_000 + chunk, world, family, fixed)
 
-    return documents, {"family": family, "style": style, "generator": "trimtab.models.embedded.corpus.family_documents"}
+    source = {"family": family, "style": style, "generator": "trimtab.models.embedded.corpus.family_documents"}
+    return documents, source, held
 
 
 def run_data(args: argparse.Namespace) -> int:

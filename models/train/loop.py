@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import queue
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -68,6 +70,11 @@ def head_loss(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor)
 _compiled_head_loss = torch.compile(head_loss, dynamic=True)
 
 
+def can_compile() -> bool:
+    """Whether torch.compile has the C++ compiler it needs on the CPU; without one a run is slower, not different."""
+    return shutil.which(os.environ.get("CXX", "g++")) is not None
+
+
 def loss_of(
     model: Any, backbone: Any, rows: Rows, embedding: torch.Tensor | None = None, *, compiled: bool = False
 ) -> torch.Tensor:
@@ -129,7 +136,7 @@ def backbone_of(model: Any) -> Any:
 
 def _identity(recipe: Recipe) -> str:
     """What must be the same for a checkpoint to be gone on from: the recipe, but for how long it trains."""
-    return recipe.model_dump_json(exclude={"steps", "decay"})
+    return recipe.model_dump_json(exclude={"steps", "decay"}, exclude_none=True)
 
 
 def optimizers(named: Mapping[str, torch.nn.Parameter], recipe: Recipe) -> list[torch.optim.Optimizer]:
@@ -253,7 +260,8 @@ def fit(
     steppers = optimizers(named, recipe)
     start, curve = load_checkpoint(checkpoint, named, steppers, recipe) if checkpoint else (0, [])
     backbone = backbone_of(model)
-    if recipe.compile:
+    compiled = recipe.compile and can_compile()
+    if compiled:
         backbone = torch.compile(backbone, dynamic=False)
     with in_blocks(model):
         model.train()
@@ -266,7 +274,7 @@ def fit(
             for stepper in steppers:
                 for group in stepper.param_groups:
                     group["lr"] = rate * group["share"]
-            loss = loss_of(model, backbone, rows, variants() if variants is not None else None, compiled=recipe.compile)
+            loss = loss_of(model, backbone, rows, variants() if variants is not None else None, compiled=compiled)
             loss.backward()  # type: ignore[no-untyped-call]
             steep.append(float(torch.nn.utils.clip_grad_norm_(named.values(), recipe.clip)))
             for stepper in steppers:
