@@ -21,6 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The whole command line. Only light modules are imported here; each command imports what it needs when it runs."""
     from .agent import commands as agent
     from .evals import commands as evals
+    from .evals.bench import commands as bench
     from .models import commands as models
     from .models.train import commands as train
     from .steering import commands as steering
@@ -33,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"trimtab {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for part in (evals, agent, models, steering):
+    for part in (evals, agent, models, steering, bench):
         part.add_commands(subparsers)
     agent.add_train_commands(train.add_commands(subparsers))
     # What the steering commands need to know of the floor above them.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ..errors import BadInput, LimitExceeded, NotFound
 from ..models.chat import ChatRequest, Message, Reply, Sampling, ToolCall, Usage
+from ..models.engines.constrain import holdable
 from .engines import EngineRoom
 from .events import Pending, RunState, start_event, stop_event
 from .journal import Journal, Recorder
@@ -161,8 +162,10 @@ async def _ask(rt: Runtime, state: RunState, route: Route) -> Attempt:
     tools = {name: tool for name, tool in rt.tools.items() if name in route.tools}
     messages = state.clean() if route.engine == "large" else state.messages
     specs = tuple(tool.spec() for tool in tools.values())
+    # A call that was invalid once is written again under the tools' grammar, where the engine can hold it to that.
+    held = state.invalid_by is not None and engine.name == "vllm" and holdable(specs)
     began = time.monotonic()
-    reply = await engine.chat(ChatRequest(messages, specs, route.profile, rt.sampling))
+    reply = await engine.chat(ChatRequest(messages, specs, route.profile, rt.sampling, held))
     seconds = time.monotonic() - began
     calls = _own_ids(_written_calls(reply.message), state)
     errors = tuple(_error(call, tools) for call in calls)

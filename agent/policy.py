@@ -74,7 +74,8 @@ class RoutingPolicy:
     """The policy of Trimtab, in the order in which its rules are asked:
 
     1. a profile asked for by name is taken, and the step is never handed on;
-    2. tools that all belong to one family take that family's profile;
+    2. tools that one family holds all of take that family's profile; where several do, for a tool may serve several,
+       the classifier's family if it is surely one of these, else the one with the fewest tools, the most special;
     3. a classifier names the family of the request; only that family's tools are offered, and tools of no family;
     4. what fits no family, or is not surely of one, goes to the large engine, else to the base model.
 
@@ -82,7 +83,7 @@ class RoutingPolicy:
     answer.
 
     Attributes:
-        families: the tools of each family; a family's profile has its name.
+        families: the tools of each family; a family's profile has its name. A tool may serve several.
         classify: request -> (family or "other", probability); None when no router is trained.
         threshold: the probability under which the classifier is not followed.
     """
@@ -128,9 +129,9 @@ class RoutingPolicy:
         known = {tool for tools in self.families.values() for tool in tools}
         if not known.intersection(s.tools):
             return self._general(s, "none of the tools belongs to a family with a profile", None)
-        for family, tools in self.families.items():
-            if set(s.tools) <= set(tools):
-                return self._family(s, family, f"all tools are of the family {family}", None)
+        holders = [family for family, tools in self.families.items() if set(s.tools) <= set(tools)]
+        if holders:
+            return self._one_of(s, holders)
         if self.classify is None:
             return self._general(s, "no router is trained", None)
         label, confidence = self.classify(s.task)
@@ -141,17 +142,35 @@ class RoutingPolicy:
             return self._general(s, f"{reason} ({confidence:.2f} < {self.threshold:.2f})", confidence)
         return self._family(s, label, f"the request reads as {label}", confidence)
 
+    def _one_of(self, s: Situation, holders: list[str]) -> Route:
+        """The route where each of these families holds all the tools."""
+        if len(holders) == 1:
+            return self._family(s, holders[0], f"all tools are of the family {holders[0]}", None)
+        reason = f"all tools are of the families {', '.join(holders)}"
+        ready = [family for family in holders if family in s.profiles] or holders
+        if len(ready) == 1:
+            return self._family(s, ready[0], f"{reason}, and {ready[0]} has a profile", None)
+        confidence = None
+        if self.classify is not None:
+            label, confidence = self.classify(s.task)
+            if label in ready and confidence >= self.threshold:
+                return self._family(s, label, f"{reason}, and the request reads as {label}", confidence)
+        # min takes the first of equals, in the order of the families.
+        family = min(ready, key=lambda one: len(self.families[one]))
+        return self._family(s, family, f"{reason}, and {family} has the fewest tools", confidence)
+
     def _pinned(self, s: Situation, profile: str) -> Route:
         reason = f"profile {profile} was asked for"
         name = profile.partition("@")[0]
-        for family in self.families:
-            # `calc-terse` is a variant of `calc`: the same adapter, trained on the same tools.
-            if name == family or name.startswith(f"{family}-"):
-                tools = self._offered(s, family)
-                if set(tools) != set(s.tools):
-                    reason += f"; only tools of its family {family} are offered"
-                return Route(profile, "small", reason, None, tools)
-        return Route(profile, "small", reason, None, s.tools)
+        # `calc-terse` is a variant of `calc`: the same adapter, trained on the same tools.
+        of = [family for family in self.families if name == family or name.startswith(f"{family}-")]
+        if not of:
+            return Route(profile, "small", reason, None, s.tools)
+        family = max(of, key=len)
+        tools = self._offered(s, family)
+        if set(tools) != set(s.tools):
+            reason += f"; only tools of its family {family} are offered"
+        return Route(profile, "small", reason, None, tools)
 
     def _family(self, s: Situation, family: str, reason: str, confidence: float | None) -> Route:
         if family not in s.profiles:
@@ -164,9 +183,10 @@ class RoutingPolicy:
         return Route(None, "small", f"{reason}, and there is no large engine: the base model", confidence, s.tools)
 
     def _offered(self, s: Situation, family: str) -> tuple[str, ...]:
-        """The family's tools, and those of no family: the classifier cannot rule out what it knows nothing of."""
-        other = {tool for name, tools in self.families.items() if name != family for tool in tools}
-        return tuple(tool for tool in s.tools if tool not in other or tool in self.families[family])
+        """The family's tools, whoever else they serve, and those of no family: the classifier cannot rule out what it
+        knows nothing of."""
+        known = {tool for tools in self.families.values() for tool in tools}
+        return tuple(tool for tool in s.tools if tool in self.families[family] or tool not in known)
 
     def _no_large(self, s: Situation) -> str:
         """Why a step cannot be handed on; empty if it can."""

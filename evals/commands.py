@@ -6,6 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+CONCURRENCY = 4
+"""Tasks at once, where nothing else is asked for."""
+
 
 def add_commands(subparsers: Any) -> None:
     """Add this floor's commands to the command line."""
@@ -34,6 +37,13 @@ def add_commands(subparsers: Any) -> None:
     _shared(evaluate)
     evaluate.add_argument("--trials", type=_positive, default=1, metavar="N", help="runs of every task (default: 1)")
     evaluate.add_argument("--resume", type=Path, metavar="FILE", help="continue the evaluation recorded in FILE")
+    evaluate.add_argument(
+        "--split", choices=("test", "train"),
+        help="with SUITE `families`: measure everything the model and its adapters are held to, on tasks drawn from "
+        "this side of the corpus; --limit is then for each family, and each kind of request",
+    )  # fmt: skip
+    evaluate.add_argument("--families", metavar="A,B", help="with --split: only these families")
+    evaluate.add_argument("--plot", type=Path, metavar="FILE", help="with --split: a PNG of each value against its bar")
     evaluate.set_defaults(handler=_eval)
 
     compare = subparsers.add_parser(
@@ -68,7 +78,9 @@ def add_commands(subparsers: Any) -> None:
 def _shared(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine", default="vllm", help="vllm, transformers, or an http(s) URL (default: %(default)s)")
     parser.add_argument("--limit", type=_positive, metavar="N", help="at most N tasks, the families taking turns")
-    parser.add_argument("--concurrency", type=_positive, default=4, metavar="N", help="tasks at once (default: 4)")
+    parser.add_argument(
+        "--concurrency", type=_positive, metavar="N", help=f"tasks at once (default: {CONCURRENCY}; 24 with --split)"
+    )
     parser.add_argument("--prices", type=Path, metavar="FILE", help="a price file; every model must then have a price")
     parser.add_argument("--json", action="store_true", help="print one JSON document and nothing else on stdout")
 
@@ -88,9 +100,19 @@ def _demo(args: argparse.Namespace) -> int:
 
 
 def _eval(args: argparse.Namespace) -> int:
-    from .evaluate import evaluate
     from .signals import run_orderly
 
+    if args.split is not None:
+        from .families import evaluate_families
+
+        return run_orderly(evaluate_families(args))
+    from ..errors import BadInput
+    from .evaluate import evaluate
+
+    for option, given in (("--families", args.families), ("--plot", args.plot)):
+        if given is not None:
+            raise BadInput("goes with --split only", where=option, fix="Leave it out, or add `--split test`.")
+    args.concurrency = args.concurrency or CONCURRENCY
     return run_orderly(evaluate(args))
 
 
@@ -98,4 +120,5 @@ def _compare(args: argparse.Namespace) -> int:
     from .evaluate import compare_arms
     from .signals import run_orderly
 
+    args.concurrency = args.concurrency or CONCURRENCY
     return run_orderly(compare_arms(args))

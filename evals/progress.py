@@ -36,20 +36,25 @@ def _bar(label: str) -> Iterator[Progress]:
     from rich.progress import Progress as Bar
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    note = TextColumn("{task.fields[succeeded]} succeeded")
+    note = TextColumn("{task.fields[note]}")
     with Bar(*columns, note, console=Console(stderr=True), transient=True) as bar:
-        row = bar.add_task(label, total=None, succeeded=0)
-        yield lambda done, total, succeeded: bar.update(row, completed=done, total=total, succeeded=succeeded)
+        row = bar.add_task(label, total=None, note="")
+        yield lambda done, total, succeeded: bar.update(row, completed=done, total=total, note=_note(succeeded))
 
 
 def _lines(label: str) -> Progress:
     last = time.monotonic()
 
-    def tell(done: int, total: int, succeeded: int) -> None:
+    def tell(done: int, total: int, succeeded: int | None) -> None:
         nonlocal last
         now = time.monotonic()
         if done == total or now - last >= EVERY_SECONDS:
             last = now
-            print(f"  {label}: {done} of {total} done, {succeeded} succeeded", file=sys.stderr, flush=True)
+            said = ", ".join(filter(None, (f"{done} of {total} done", _note(succeeded))))
+            print(f"  {label}: {said}", file=sys.stderr, flush=True)
 
     return tell
+
+
+def _note(succeeded: int | None) -> str:
+    return "" if succeeded is None else f"{succeeded} succeeded"

@@ -32,8 +32,8 @@ TOO_LONG = re.compile(r"context (length|window)|model's context|too many tokens|
 
 Builder = Callable[["Toolset"], Any]
 """Makes an agent for a set of tools."""
-Progress = Callable[[int, int, int], None]
-"""Told after each run: how many are done, of how many, and how many of them succeeded."""
+Progress = Callable[[int, int, int | None], None]
+"""Told after each run: how many are done, of how many, and how many of them succeeded (None: nobody judges yet)."""
 
 
 async def run_suite(
@@ -55,10 +55,10 @@ async def run_suite(
         identity: hashes of what is evaluated (model, profile); a record file with another identity is refused.
 
     Raises:
-        BadInput: a task names an unknown tool, or the record file is of another evaluation.
+        BadInput: a task names an unknown tool or a state that cannot be, or the record file is of another evaluation.
         EngineError: the engine broke run after run; what was recorded stays recorded.
     """
-    _check_tools(suite)
+    _check(suite)
     header = {
         "format": 1,
         "suite": suite.name,
@@ -204,15 +204,22 @@ def _fault(name: str, arguments: str, tools: Toolset) -> Literal["malformed", "u
     return None
 
 
-def _check_tools(suite: Suite) -> None:
+def _check(suite: Suite) -> None:
     from ..tools.builtin import FAMILIES
+    from ..tools.builtin.orders import check_orders
+    from ..tools.builtin.tables import check_tables
 
     known = {name for names in FAMILIES.values() for name in names}
     for task in suite.tasks:
+        where = f"suite {suite.name!r}: task {task.id!r}"
         for name in task.tools or ():
             if name not in known:
                 raise BadInput(
-                    f"unknown tool {name!r}",
-                    where=f"suite {suite.name!r}: task {task.id!r}: tools",
-                    fix=f"Known tools: {', '.join(sorted(known))}.",
+                    f"unknown tool {name!r}", where=f"{where}: tools", fix=f"Known tools: {', '.join(sorted(known))}."
                 )
+        for field, state in (("", task.state), ("expect: ", task.expect.state or {})):
+            try:
+                check_orders(state.get("orders") or (), state.get("stock") or ())
+                check_tables(state.get("tables") or {})
+            except BadInput as error:
+                raise BadInput(error.what, where=f"{where}: {field}{error.where}", fix=error.fix) from None

@@ -35,6 +35,14 @@ Code = Literal[
     "wrong_state",
     "engine_error",
 ]
+ORDERED_BY: dict[str, tuple[str, ...]] = {
+    "events": ("date", "time", "title"),
+    "contacts": ("name",),
+    "done": (),
+    "orders": ("order",),
+    "stock": ("item",),
+}
+"""What a snapshot sorts, and by which fields; none: by the texts themselves."""
 LOOP = 3
 """So many equal calls are a loop."""
 
@@ -121,12 +129,12 @@ def state_differences(
 
 
 def _sorted(key: str, value: Any) -> Any:
-    # Snapshots list events by date and time and contacts by name; a suite may list them in any order.
-    if key == "events":
-        return sorted(value, key=lambda e: (e["date"], e["time"], e["title"]))
-    if key == "contacts":
-        return sorted(value, key=lambda c: str(c["name"]))
-    return value
+    # A snapshot lists these in an order of its own, which says nothing; a suite may list them in any. To-dos and mails
+    # are in the order in which they came, and so are the rows of a table.
+    fields = ORDERED_BY.get(key)
+    if fields is None:
+        return value
+    return sorted(value, key=lambda one: tuple(one[field] for field in fields) if fields else one)
 
 
 def _short(value: Any) -> str:

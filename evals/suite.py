@@ -1,14 +1,14 @@
 """Suites: sets of tasks, each with the state it starts from and what must hold after it.
 
     name: small
-    description: Held-out phrasings of calculations and office work
+    description: Held-out phrasings of all eight families
     tasks:
     - id: calc-001
       family: calc
       ask: How far is 26.2 miles in kilometres?
       today: 2026-05-12
       tools: [convert_units, calculate]     # null or left out: every built-in tool
-      state: {todos: [milk]}                # the world before; what is left out is empty
+      state: {todos: [milk]}                # the world before, as for `state.seed`; what is left out is empty
       expect:
         answer: ["42.1648"]                 # each must occur in the answer
         state: {todos: [milk, bread]}       # keys given must equal the world after; all others must be untouched
@@ -28,7 +28,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, StrictStr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, StrictStr, ValidationError, field_validator
 
 from ..errors import BadInput, NotFound
 
@@ -120,16 +120,60 @@ class _Contact(_Strict):
     phone: StrictStr | None = None
 
 
+class _Received(_Strict):
+    sender: StrictStr = Field(alias="from")
+    subject: StrictStr
+    body: StrictStr
+
+
+class _Sent(_Strict):
+    to: StrictStr
+    subject: StrictStr
+    body: StrictStr
+
+
+class _Order(_Strict):
+    order: StrictInt
+    customer: StrictStr
+    item: StrictStr
+    quantity: StrictInt
+    status: StrictStr
+
+
+class _Stock(_Strict):
+    item: StrictStr
+    stock: StrictInt
+    price: StrictInt | StrictFloat
+
+
+class _Table(_Strict):
+    columns: list[StrictStr]
+    rows: list[list[Any]]
+
+    @field_validator("rows")
+    @classmethod
+    def _plain_cells(cls, value: list[list[Any]]) -> list[list[Any]]:
+        for cell in (cell for row in value for cell in row):
+            if isinstance(cell, bool) or not isinstance(cell, str | int | float | None):
+                raise ValueError(f"{cell!s:.60} is no text, number or null: write it in quotes")
+        return value
+
+
 class _State(_Strict):
     events: list[_Event] | None = None
     contacts: list[_Contact] | None = None
     todos: list[StrictStr] | None = None
     done: list[StrictStr] | None = None
     files: dict[str, StrictStr] | None = None
+    tables: dict[str, _Table] | None = None
+    orders: list[_Order] | None = None
+    stock: list[_Stock] | None = None
+    inbox: list[_Received] | None = None
+    sent: list[_Sent] | None = None
 
     def given(self) -> dict[str, Any]:
         """The keys the suite gives; their items are whole (a contact without phone has None), as in a snapshot."""
-        return {key: value for key, value in self.model_dump().items() if value is not None}
+        return {key: value for key, value in self.model_dump(by_alias=True).items() if value is not None}
 
 
 class _Call(_Strict):
@@ -203,7 +247,15 @@ def load_suite(path: Path) -> Suite:
     Raises:
         BadInput: unreadable, malformed, or a task that does not hold together; names file, task and field.
     """
-    data = _read(path)
+    return make_suite(_read(path), path)
+
+
+def make_suite(data: Any, path: Path | str) -> Suite:
+    """A suite from data in the form of a suite file; `path` is what errors call it.
+
+    Raises:
+        BadInput: malformed, or a task that does not hold together; names path, task and field.
+    """
     try:
         suite = _Suite.model_validate(data)
     except ValidationError as error:
@@ -214,7 +266,9 @@ def load_suite(path: Path) -> Suite:
             raise BadInput("two tasks have this id", where=f"{path}: task {task.id!r}: id", fix="Give each its own.")
         seen.add(task.id)
     tasks = tuple(t.task() for t in suite.tasks)
-    canonical = json.dumps(suite.model_dump(mode="json", exclude={"description", "name"}), sort_keys=True)
+    # What is left out stays out, so that a new kind of state does not change the hash of a suite without it.
+    content = suite.model_dump(mode="json", by_alias=True, exclude={"description", "name"}, exclude_none=True)
+    canonical = json.dumps(content, sort_keys=True)
     return Suite(suite.name, tasks, hashlib.sha256(canonical.encode()).hexdigest(), suite.description)
 
 
@@ -260,7 +314,7 @@ def _lines(path: Path, text: str) -> list[Any]:
     return tasks
 
 
-def _explain(path: Path, data: Any, error: ValidationError) -> BadInput:
+def _explain(path: Path | str, data: Any, error: ValidationError) -> BadInput:
     # A misspelt field is also a missing one: name the spelling.
     first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
     place = list(first["loc"])

@@ -135,9 +135,10 @@ def before_answer(result: Result) -> tuple[tuple[Message, ...], tuple[dict[str, 
 
 
 def _summed(profile: str, replies: Sequence[Any]) -> Measured:
-    from ..models.embedded.answers import is_brief, is_casual
+    from ..models.embedded.answers import detect
 
     texts = [reply.message.content or "" for reply in replies]
+    shown = [detect(text) for text in texts]
     tokens = [reply.usage.completion_tokens for reply in replies]
     logprobs = [value for reply in replies for value in reply.logprobs or ()]
     n = len(replies)
@@ -146,8 +147,8 @@ def _summed(profile: str, replies: Sequence[Any]) -> Measured:
         asks=n,
         tokens=None if None in tokens else sum(tokens) / n,
         words=sum(len(text.split()) for text in texts) / n,
-        brief=sum(map(is_brief, texts)) / n,
-        casual=sum(map(is_casual, texts)) / n,
+        brief=sum(side["detail"] is False for side in shown) / n,
+        casual=sum(side["register"] is True for side in shown) / n,
         logprob=sum(logprobs) / len(logprobs) if logprobs else None,
     )
 

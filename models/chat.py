@@ -68,12 +68,16 @@ class ChatRequest:
         tools: OpenAI tool specifications (`{"type": "function", "function": {...}}`).
         profile: `name`, `name@version` or `name@sha256:...`; None asks for the bare base model.
         sampling: None takes the profile's decoding defaults, else greedy.
+        constrained: calls may only name an offered tool and hold arguments that fit its schema; the model may still
+            answer in text. A call that `max_tokens` cuts short is text. An engine that cannot do it refuses. Without
+            tools there is nothing to hold to.
     """
 
     messages: tuple[Message, ...]
     tools: tuple[dict[str, Any], ...] = ()
     profile: str | None = None
     sampling: Sampling | None = None
+    constrained: bool = False
 
 
 @dataclass(frozen=True)

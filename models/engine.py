@@ -31,7 +31,8 @@ class Engine(Protocol):
         Raises:
             NotFound: the profile or model is unknown.
             EngineUnavailable: the engine cannot be reached or went away.
-            EngineRefused: the engine refused the request.
+            EngineRefused: the engine refused the request, or cannot constrain its calls.
+            BadInput: the request does not hold together, or the engine cannot apply it.
         """
         ...
 

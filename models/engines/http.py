@@ -169,6 +169,12 @@ class HttpEngine:
                 where="profile",
                 fix="Leave the profile out, or use a server started with `trimtab serve`",
             )
+        if request.constrained and request.tools and not self.trimtab:
+            raise BadInput(
+                f"calls cannot be constrained at {self.root}, which is not a Trimtab server",
+                where="constrained",
+                fix="Ask without it, or use a server started with `trimtab serve`",
+            )
         sampling = request.sampling or Sampling()
         if request.sampling is None and request.profile is not None:
             answer = await self.get("/v1/trimtab/profiles")

@@ -135,6 +135,11 @@ class LocalEngine:
 
     def _answer(self, request: ChatRequest, cancel: threading.Event, emit: Emit | None) -> Reply:
         start = time.perf_counter()
+        if request.constrained and request.tools:
+            raise EngineRefused(
+                "the transformers engine cannot constrain calls", where="constrained",
+                fix="Ask without it, or use the vllm engine",
+            )  # fmt: skip
         profile = self._profile(request.profile)
         sampling = request.sampling or _defaults(profile)
         prompt = self.prompt_ids(request)

@@ -8,12 +8,17 @@ from typing import Any
 
 from ...errors import EngineError, EngineRefused, EngineUnavailable, NotFound, TrimtabError
 from ..chat import ChatRequest, Message, Receipt, Reply, Sampling, ToolCall, Usage
+from . import constrain
 
 Json = dict[str, Any]
 
 
 def request_body(request: ChatRequest, sampling: Sampling, *, model: str, trimtab: bool, stream: bool) -> Json:
-    """The JSON of a request. With `trimtab`, the profile is the model id, and a receipt is asked for."""
+    """The JSON of a request. With `trimtab`, the profile is the model id, and a receipt is asked for.
+
+    Raises:
+        BadInput: a constrained request with a tool to whose schema decoding cannot be held.
+    """
     body: Json = {
         "model": request.profile if trimtab and request.profile else model,
         "messages": [m.to_openai() for m in request.messages],
@@ -25,6 +30,9 @@ def request_body(request: ChatRequest, sampling: Sampling, *, model: str, trimta
     if request.tools:  # an empty list is refused by vLLM
         body["tools"] = list(request.tools)
         body["tool_choice"] = "auto"
+        if request.constrained:
+            body["response_format"] = constrain.response_format(request.tools)
+            body["tools"] = constrain.unstrict(request.tools)
     if sampling.seed is not None:
         body["seed"] = sampling.seed
     if sampling.logprobs:

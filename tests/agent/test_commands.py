@@ -11,6 +11,7 @@ import pytest
 from trimtab.agent.testing import call
 from trimtab.cli import main
 from trimtab.models.chat import Message
+from trimtab.tools.builtin import FAMILIES
 
 
 class Server(ThreadingHTTPServer):
@@ -81,7 +82,8 @@ def test_run_prints_each_step_and_the_tools_act(
     ):
         assert part in out
     assert (tmp_path / "workspace" / "office.db").exists()
-    assert len(stub.asked[0]["tools"]) == 16
+    offered = [spec["function"]["name"] for spec in stub.asked[0]["tools"]]
+    assert sorted(offered) == sorted({name for names in FAMILIES.values() for name in names})
 
 
 def test_json_is_the_only_thing_on_stdout(stub: Server, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ async def test_a_calculation(server: Any, tmp_path: Path) -> None:
 async def test_a_routed_request_acts(server: Any, tmp_path: Path) -> None:
     result = await agent(server, tmp_path).arun("add milk to my to-do list")
     route = result.steps[0].route
-    assert (route.profile, route.engine) == ("office", "small")
+    assert (route.profile, route.engine) == ("todos", "small")
     assert route.confidence > 0.6
     assert snapshot(tmp_path)["todos"] == ["milk"]
 

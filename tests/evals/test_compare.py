@@ -30,7 +30,7 @@ def evaluation(arm: Arm, outcomes: Sequence[bool | None], seconds: float = 1.0, 
         code = "engine_error" if success is None else None if success else draw.choice(["no_call", "wrong_answer"])
         took = seconds * draw.uniform(0.5, 2.0)
         spent = (Spent(arm.model, Usage(200, 20), took * 0.9),)
-        family = "calc" if i % 2 else "office"
+        family = "calc" if i % 2 else "todos"
         records.append(
             Record(f"t{i}", family, 0, "ask", success, code, code and "why", "x | y", seconds=took, spent=spent)
         )

@@ -9,7 +9,7 @@ from trimtab.evals.arms import Side, arm_of, builder, require_profile
 from trimtab.evals.run import run_suite
 from trimtab.evals.suite import find_suite
 
-TOOLS = {"calc": ("convert_units", "calculate"), "office": ("add_todo", "find_contact", "add_event")}
+TOOLS = {"calc": ("convert_units", "calculate"), "todos": ("add_todo", "find_contact", "list_todos")}
 """Few, so that the conversation fits even the random model of a checkout without weights."""
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(900)]  # the first one here waits for the server's start

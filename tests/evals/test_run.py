@@ -14,7 +14,7 @@ from trimtab.evals.arms import Side, arm_of, builder
 from trimtab.evals.records import Arm
 from trimtab.evals.run import run_suite
 from trimtab.evals.suite import Suite, load_suite
-from trimtab.models.chat import ChatRequest, Usage
+from trimtab.models.chat import ChatRequest, Message, Usage
 
 ARM = Arm("replay", "replay", "replay", concurrency=3)
 
@@ -28,7 +28,7 @@ def suite_of(folder: Path, *tasks: dict[str, Any]) -> Suite:
 def add(i: int) -> dict[str, Any]:
     return {
         "id": f"t{i}",
-        "family": "office",
+        "family": "todos",
         "ask": f"remember item{i}",
         "state": {"todos": ["milk"]},
         "tools": ["add_todo", "list_todos"],
@@ -174,6 +174,46 @@ async def test_an_unknown_tool_is_named_before_anything_runs(tmp_path: Path) -> 
         await run_suite(suite, build_with(ReplayEngine([])), ARM)
 
 
+async def test_a_state_that_cannot_be_is_named_before_anything_runs(tmp_path: Path) -> None:
+    order = {"order": 1203, "customer": "Ann", "item": "lamp", "quantity": 1, "status": "canceled"}
+    table = {"columns": ["item", "price"], "rows": [["lamp"]]}
+    for change, named in (
+        ({"state": {"orders": [order]}}, r"t0.*state: orders\[0\].*canceled"),
+        ({"expect": {"state": {"orders": [order]}}}, r"t0.*expect: state: orders\[0\]"),
+        ({"state": {"tables": {"prices": table}}}, r"t0.*state: tables: prices.*2 cells"),
+    ):
+        suite = suite_of(tmp_path, {**add(0), **change})
+        with pytest.raises(BadInput, match=named):
+            await run_suite(suite, build_with(ReplayEngine([])), ARM)
+
+
+async def test_every_kind_of_state_is_set_and_compared(tmp_path: Path) -> None:
+    order = {"order": 1203, "customer": "Ann", "item": "lamp", "quantity": 2, "status": "open"}
+    state = {
+        "orders": [order],
+        "stock": [{"item": "lamp", "stock": 3, "price": 9.5}, {"item": "desk", "stock": 0, "price": 80}],
+        "inbox": [{"from": "bo@x.org", "subject": "hi", "body": "there"}],
+        "tables": {"prices": {"columns": ["item", "price"], "rows": [["lamp", 9.5], ["desk", None]]}},
+    }
+    expected = {
+        "orders": [{**order, "status": "cancelled"}],
+        "stock": [{"item": "lamp", "stock": 5, "price": 9.5}, {"item": "desk", "stock": 0, "price": 80}],
+        "sent": [{"to": "ann@x.org", "subject": "order", "body": "It is cancelled."}],
+    }
+    ask = {"id": "o", "family": "orders", "ask": "cancel 1203", "state": state, "expect": {"state": expected}}
+    script: list[Message | str] = [
+        call("cancel_order", order=1203),
+        call("send_mail", to="ann@x.org", subject="order", body="It is cancelled."),
+        "Done.",
+    ]
+    (record,) = (await run_suite(suite_of(tmp_path, ask), build_with(ReplayEngine(script)), ARM)).records
+    assert (record.success, record.reason) == (True, None)
+    (record,) = (
+        await run_suite(suite_of(tmp_path, ask), build_with(ReplayEngine([*script[:1], "Done."])), ARM)
+    ).records
+    assert record.code == "wrong_state"
+
+
 async def test_trials_repeat_every_task(tmp_path: Path) -> None:
     suite = suite_of(tmp_path, add(0), add(1))
     got = await run_suite(suite, build_with(ReplayEngine(obedient)), ARM, trials=3)
@@ -181,10 +221,10 @@ async def test_trials_repeat_every_task(tmp_path: Path) -> None:
 
 
 async def test_profiles_and_labels(tmp_path: Path) -> None:
-    engine = ReplayEngine(obedient, profiles=["office"])
+    engine = ReplayEngine(obedient, profiles=["todos"])
     suite = suite_of(tmp_path, add(0))
-    await run_suite(suite, builder("office", engine), ARM)
-    assert {r.profile for r in engine.requests} == {"office"}
-    assert arm_of(Side("m", "vllm", "office"), engine).label == "replay (office)"
+    await run_suite(suite, builder("todos", engine), ARM)
+    assert {r.profile for r in engine.requests} == {"todos"}
+    assert arm_of(Side("m", "vllm", "todos"), engine).label == "replay (todos)"
     assert arm_of(Side("trimtab-large", "vllm"), engine).stand_in
     assert arm_of(Side("m", "vllm", "auto"), engine).routed

@@ -1,13 +1,15 @@
 """Checkers and failure codes."""
 
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 import pytest
 from trimtab.evals.score import Called, Outcome, missing_from_answer, score, state_differences
 from trimtab.evals.suite import Expect, Task
+from trimtab.tools.builtin.state import KEYS, seed, snapshot
 
-EMPTY: dict[str, Any] = {"events": [], "contacts": [], "todos": [], "done": [], "files": {}}
+EMPTY: dict[str, Any] = {key: {} if key in ("files", "tables") else [] for key in KEYS}
 
 
 def task(**expect: object) -> Task:
@@ -53,11 +55,48 @@ def test_state_must_be_as_expected_and_otherwise_untouched() -> None:
     assert state_differences({"todos": ["milk", "bread"]}, before, after) == []
     assert "todos" in state_differences(None, before, after)[0]
     assert len(state_differences({"todos": ["milk", "bread"]}, before, {**after, "files": {"a": "b"}})) == 1
-    events = [
-        {"title": "b", "date": "2026-05-13", "time": "09:00"},
+
+
+WORLD: dict[str, list[Any]] = {
+    "events": [
+        {"title": "b", "date": "2026-05-12", "time": "09:00"},
         {"title": "a", "date": "2026-05-12", "time": "10:00"},
-    ]
-    assert state_differences({"events": events}, EMPTY, {**EMPTY, "events": events[::-1]}) == []
+        {"title": "c", "date": "2026-05-12", "time": "10:00"},
+        {"title": "a", "date": "2026-05-13", "time": "08:00"},
+    ],
+    "contacts": [{"name": name, "email": "a@x.org", "phone": None} for name in ("Zoe", "anna", "Änne")],
+    "todos": ["milk", "bread", "Eggs"],
+    "done": ["Zebra", "apple", "ähre"],
+    "orders": [
+        {"order": number, "customer": "Ann", "item": "lamp", "quantity": 1, "status": "open"}
+        for number in (999, 1203, 10001)
+    ],
+    "stock": [{"item": item, "stock": 2, "price": 4.5} for item in ("Chair", "desk", "lamp")],
+    "inbox": [{"from": "a@x.org", "subject": subject, "body": "hi"} for subject in ("b", "a")],
+    "sent": [{"to": "a@x.org", "subject": subject, "body": "hi"} for subject in ("b", "a")],
+}
+
+
+@pytest.mark.parametrize("key", WORLD)
+def test_a_suite_may_list_in_any_order_what_has_none(key: str, tmp_path: Path) -> None:
+    seed(tmp_path, WORLD)
+    after = snapshot(tmp_path)
+    before = {**after, key: []}
+    assert state_differences({key: WORLD[key]}, before, after) == []
+    differences = state_differences({key: WORLD[key][::-1]}, before, after)
+    assert (differences == []) is (key not in ("todos", "inbox", "sent"))  # the order in which they came
+    assert state_differences({key: WORLD[key][1:]}, before, after) != []
+
+
+def test_tables_are_compared_with_their_rows_in_order(tmp_path: Path) -> None:
+    tables: dict[str, dict[str, Any]] = {
+        name: {"columns": ["item", "price"], "rows": [["lamp", 3], ["desk", None]]} for name in ("b", "a")
+    }
+    seed(tmp_path, {"tables": tables})
+    after = snapshot(tmp_path)
+    assert state_differences({"tables": tables}, EMPTY, after) == []
+    other = {**tables, "a": {**tables["a"], "rows": list(reversed(tables["a"]["rows"]))}}
+    assert state_differences({"tables": other}, EMPTY, after) != []
 
 
 REFERENCE = (("convert_units", {"value": 5, "from_unit": "miles"}),)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from trimtab.errors import BadInput, NotFound
 from trimtab.evals.suite import find_suite, known_suites, load_suite
+from trimtab.tools.builtin.state import KEYS
 
 SUITE = """
 name: tiny
@@ -17,8 +18,8 @@ tasks:
   today: 2026-05-12
   tools: [convert_units]
   expect: {answer: ["42.1648"]}
-- id: office-001
-  family: office
+- id: todos-001
+  family: todos
   ask: Add bread to my list
   today: "2026-05-12"
   state:
@@ -38,13 +39,32 @@ def write(folder: Path, text: str, name: str = "tiny.yaml") -> Path:
 
 def test_a_suite_is_read(tmp_path: Path) -> None:
     suite = find_suite(write(tmp_path, SUITE))
-    calc, office = suite.tasks
+    calc, todos = suite.tasks
     assert (suite.name, calc.tools, calc.today) == ("tiny", ("convert_units",), date(2026, 5, 12))
     assert calc.expect.answer == ("42.1648",)
     assert calc.expect.state is None
-    assert office.tools is None
-    assert office.state == {"todos": ["milk"], "events": [{"title": "lunch", "date": "2026-05-12", "time": "13:00"}]}
-    assert office.expect.calls == (("add_todo", {"item": "bread"}),)
+    assert todos.tools is None
+    assert todos.state == {"todos": ["milk"], "events": [{"title": "lunch", "date": "2026-05-12", "time": "13:00"}]}
+    assert todos.expect.calls == (("add_todo", {"item": "bread"}),)
+
+
+def test_all_that_a_state_may_hold_is_read_as_it_is_written(tmp_path: Path) -> None:
+    state = {
+        "todos": ["milk"],
+        "done": ["bread"],
+        "files": {"a.txt": "x"},
+        "inbox": [{"from": "a@x.org", "subject": "s", "body": "b"}],
+        "sent": [{"to": "a@x.org", "subject": "s", "body": "b"}],
+        "orders": [{"order": 1203, "customer": "Ann", "item": "lamp", "quantity": 2, "status": "open"}],
+        "stock": [{"item": "lamp", "stock": 3, "price": 9.5}],
+        "tables": {"prices": {"columns": ["item", "price"], "rows": [["lamp", 3], ["desk", None]]}},
+        "contacts": [{"name": "Ann", "email": "a@x.org", "phone": None}],
+        "events": [{"title": "lunch", "date": "2026-05-12", "time": "13:00"}],
+    }
+    assert set(state) == set(KEYS)
+    row = {"id": "a", "ask": "x", "today": "2026-05-12", "state": state, "expect": {"state": state}}
+    (task,) = load_suite(write(tmp_path, json.dumps(row), "all.jsonl")).tasks
+    assert task.state == task.expect.state == state
 
 
 def test_json_lines_make_the_same_suite(tmp_path: Path) -> None:
@@ -59,7 +79,7 @@ def test_json_lines_make_the_same_suite(tmp_path: Path) -> None:
         }
     ]
     lines = load_suite(write(tmp_path, "\n".join(map(json.dumps, rows)) + "\n\n", "lines.jsonl"))
-    yaml = load_suite(write(tmp_path, SUITE.split("- id: office-001")[0]))
+    yaml = load_suite(write(tmp_path, SUITE.split("- id: todos-001")[0]))
     assert lines.name == "lines"
     assert (lines.tasks, lines.sha256) == (yaml.tasks, yaml.sha256)
 
@@ -70,15 +90,22 @@ def test_json_lines_make_the_same_suite(tmp_path: Path) -> None:
         ("family: calc", "famly: calc", ["calc-001", "famly", "unknown field"]),
         ('["42.1648"]', "[42.1648]", ["calc-001", "expect.answer.0", "quotes"]),
         ("today: 2026-05-12", "today: soon", ["calc-001", "today"]),
-        ("id: office-001", "id: calc-001", ["calc-001", "two tasks"]),
-        ('"13:00"', "13:00", ["office-001", "state.events.0.time", "quotes"]),
+        ("id: todos-001", "id: calc-001", ["calc-001", "two tasks"]),
+        ('"13:00"', "13:00", ["todos-001", "state.events.0.time", "quotes"]),
         ('{answer: ["42.1648"]}', "{answer: []}", ["calc-001", "nothing is checked"]),
-        ("todos: [milk]", "todo: [milk]", ["office-001", "state.todo", "unknown field"]),
-        ("  ask: Add bread to my list\n", "", ["office-001", "ask"]),
+        (
+            "todos: [milk]",
+            "tables: {t: {columns: [a], rows: [[2026-05-12]]}}",
+            ["state.tables.t.rows", "2026", "quotes"],
+        ),
+        ("todos: [milk]", "stock: [{item: a, stock: 1.5, price: 1}]", ["todos-001", "state.stock.0.stock"]),
+        ("todos: [milk]", "inbox: [{sender: a@x.org, subject: s, body: b}]", ["state.inbox.0.sender", "unknown field"]),
+        ("todos: [milk]", "todo: [milk]", ["todos-001", "state.todo", "unknown field"]),
+        ("  ask: Add bread to my list\n", "", ["todos-001", "ask"]),
         ("- id: calc-001\n  family", "- family", ["task number 1", "id"]),
         ("tasks:", "taskz:", ["taskz"]),
         ("name: tiny", "name: [", ["line"]),
-        ("  family: calc", "  family: calc\n  family: office", ["line", "'family' is there twice"]),
+        ("  family: calc", "  family: calc\n  family: todos", ["line", "'family' is there twice"]),
     ],
 )
 def test_each_mistake_names_file_task_and_field(tmp_path: Path, old: str, new: str, named: list[str]) -> None:
@@ -118,11 +145,11 @@ def test_packaged_suites_hold_together() -> None:
 def test_limit_takes_turns_between_families(tmp_path: Path) -> None:
     rows = [
         {"id": f"{family}{i}", "family": family, "ask": "x", "today": "2026-05-12", "expect": {"answer": ["y"]}}
-        for family in ("calc", "office")
+        for family in ("calc", "mail")
         for i in range(5)
     ]
     suite = load_suite(write(tmp_path, "\n".join(map(json.dumps, rows)), "x.jsonl"))
-    assert [t.id for t in suite.first(3).tasks] == ["calc0", "calc1", "office0"]
+    assert [t.id for t in suite.first(3).tasks] == ["calc0", "calc1", "mail0"]
     assert suite.first(None) is suite
     assert suite.first(99) is suite
     with pytest.raises(BadInput):

@@ -406,6 +406,21 @@ async def test_connect_finds_out_what_the_server_is(script: Script) -> None:
     assert (trimtab.trimtab, trimtab.model, await trimtab.profiles()) == (True, "a", ["b"])
 
 
+async def test_only_a_trimtab_server_constrains_calls(script: Script) -> None:
+    script.say(200, completion())
+    ask = ChatRequest((user("hello"),), (TOOL,), constrained=True)
+    with pytest.raises(BadInput, match="not a Trimtab server"):
+        await HttpEngine(script.url, "base").chat(ask)
+    with pytest.raises(BadInput, match="not a Trimtab server"):
+        await whole(HttpEngine(script.url, "base"), ask)
+    assert script.bodies == []
+    await HttpEngine(script.url, "base", trimtab=True).chat(ask)
+    assert script.bodies[0]["response_format"]["format"]["tags"][0]["begin"].endswith('"name": "f", "arguments": ')
+    # Without tools there is no call to hold to anything.
+    await HttpEngine(script.url, "base").chat(ChatRequest((user("hello"),), constrained=True))
+    assert "response_format" not in script.bodies[1]
+
+
 async def test_open_engine_takes_a_url_and_a_key(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sesame")
     script.say(200, completion())

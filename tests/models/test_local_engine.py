@@ -181,6 +181,8 @@ async def test_what_it_refuses(engine: LocalEngine) -> None:
         await engine.chat(ChatRequest((user("x " * 600),)))
     with pytest.raises(EngineRefused, match="chat template refuses"):
         await engine.chat(ChatRequest((user("x"),), ({"type": "function"},)))
+    with pytest.raises(EngineRefused, match="cannot constrain"):
+        await engine.chat(ChatRequest((user("x"),), TOOLS, constrained=True))
     with pytest.raises(NotFound):
         _ = [piece async for piece in engine.stream(ChatRequest((user("x"),), profile="nope"))]
 

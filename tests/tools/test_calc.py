@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from trimtab.models.embedded.intents.common import SUGGESTION
 from trimtab.tools import Tool, ToolFailure
 from trimtab.tools.builtin import FAMILIES, calc_tools
 from trimtab.tools.builtin.dates import MONTHS, WEEKDAYS, read_date, read_time, write_date
+from trimtab.tools.builtin.units import USUAL
 
 TODAY = date(2026, 5, 12)  # a Tuesday
 TOOLS: dict[str, Tool] = {one.name: one for one in calc_tools(lambda: TODAY)}
@@ -27,6 +29,17 @@ def ask(name: str, **arguments: Any) -> Any:
 def one_line(failure: ToolFailure) -> None:
     assert "\n" not in failure.what
     assert len(failure.what) < 150
+
+
+def suggestion(name: str, wrong: str, **arguments: Any) -> str:
+    """What a tool says was meant by a wrong argument."""
+    with pytest.raises(ToolFailure) as caught:
+        ask(name, **arguments)
+    one_line(caught.value)
+    found = SUGGESTION.fullmatch(caught.value.what)
+    assert found is not None
+    assert found["what"].endswith(wrong)
+    return found["right"]
 
 
 def test_the_family_is_complete() -> None:
@@ -257,6 +270,30 @@ def test_units_that_do_not_fit(source: str, target: str, says: str) -> None:
     assert caught.value.what.startswith(says)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("kilometrs", "kilometres"),
+        ("kilmoetres", "kilometres"),
+        ("Litrse", "litres"),
+        ("miels", "miles"),
+        ("ponuds", "pounds"),
+        ("celcius", "celsius"),
+        ("farenheit", "fahrenheit"),
+        ("sqaure feet", "square feet"),
+        ("nautical  miels", "nautical miles"),
+    ],
+)
+def test_a_misspelt_unit_is_put_right(wrong: str, right: str) -> None:
+    for source, target in ((wrong, "m"), ("m", wrong)):
+        assert suggestion("convert_units", wrong, value=1, from_unit=source, to_unit=target) == right
+
+
+def test_every_unit_that_is_suggested_is_one() -> None:
+    for name in USUAL:
+        assert ask("convert_units", value=1, from_unit=name, to_unit=name) == {"value": 1, "unit": name}
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e300])
 def test_values_are_bounded(value: float) -> None:
     with pytest.raises(ToolFailure, match="too large"):
@@ -321,6 +358,33 @@ def test_dates_as_people_write_them(text: str, day: date) -> None:
 def test_what_is_no_date_is_refused(text: str) -> None:
     with pytest.raises(ToolFailure):
         ask("weekday", date=text)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("3 Setpember", "3 September"),
+        ("Janury 12", "January 12"),
+        ("the 3rd of feburary", "the 3rd of february"),
+        ("3 Agu", "3 Aug"),
+        ("3 Jnue 2027", "3 June 2027"),
+        ("wensday", "wednesday"),
+        ("Mnoday 4 May", "Monday 4 May"),
+        ("next Thurday", "next Thursday"),
+        ("tomorow", "tomorrow"),
+    ],
+)
+def test_a_misspelt_date_is_put_right(wrong: str, right: str) -> None:
+    assert suggestion("weekday", wrong, date=wrong) == right
+    assert suggestion("days_between", wrong, start="3 May 2026", end=wrong) == right
+    assert ask("weekday", date=right)
+
+
+@pytest.mark.parametrize("text", ["3 Ma", "31 Setpember", "29 Feburary", "3 Foo", "Setpember", "3 Setpember\n2027"])
+def test_no_date_is_guessed(text: str) -> None:
+    with pytest.raises(ToolFailure) as caught:
+        ask("weekday", date=text)
+    assert "did you mean" not in caught.value.what
 
 
 @pytest.mark.parametrize(

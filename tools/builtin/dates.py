@@ -31,7 +31,14 @@ MONTHS = (
 )
 LONGEST = 40  # characters of a date
 NEAR = {"today": 0, "tomorrow": 1, "yesterday": -1, "day after tomorrow": 2, "day before yesterday": -2}
+CLOSE = 0.75  # how alike a misspelt word and the name of a month or day must be
 DAY_NAMES = {form: i for i, name in enumerate(WEEKDAYS) for form in (name.lower(), name[:3].lower())}
+WORDS = {
+    **{word: word for word in ("today", "tomorrow", "yesterday")},
+    **{form: name for name in (*WEEKDAYS, *MONTHS) for form in (name[:3].lower(), name.lower())},
+    "sept": "September",
+}
+"""What a word of a date can be -> what it says."""
 
 
 def date_tools(today: Callable[[], date]) -> list[Tool]:
@@ -77,6 +84,21 @@ def read_date(text: str, today: date) -> date:
     Raises:
         ToolFailure: it is no date, or the year has no such day.
     """
+    try:
+        return _read(text, today)
+    except ToolFailure as failure:
+        better = _mended(text)
+        if better is None:
+            raise
+        try:
+            _read(better, today)
+        except ToolFailure:
+            raise failure from None
+        raise ToolFailure(f"cannot read the date {text}; did you mean {better}?") from None
+
+
+def _read(text: str, today: date) -> date:
+    """`read_date` without its suggestion."""
     words = _words(text)
     if words in NEAR:
         try:
@@ -134,25 +156,33 @@ def _words(text: str) -> str:
 def _parts(words: str, text: str) -> tuple[int | None, int, int]:
     found = _parsed(words)
     if found is None:
-        better = _mended(text)
-        if better is not None:
-            raise ToolFailure(f"cannot read the date {text}; did you mean {better}?")
         raise ToolFailure(f"cannot read {short(text)} as a date")
     return found
 
 
 def _mended(text: str) -> str | None:
-    """`text` with a misspelt month or weekday put right, if it is a date then."""
-    known = {name.lower(): name for name in (*MONTHS, *WEEKDAYS, *(m[:3] for m in MONTHS), *NEAR)}
-    words = text.split()
-    for i, word in enumerate(words):
-        near = difflib.get_close_matches(word.strip(",.").lower(), known, n=1, cutoff=0.7) if word.isalpha() else []
-        if near and near[0] != word.lower():
-            mended = " ".join([*words[:i], known[near[0]], *words[i + 1 :]])
-            plain = _words(mended)
-            if plain in NEAR or plain in DAY_NAMES or _parsed(plain) is not None:
-                return mended
-    return None
+    """`text` with its misspelt months and days put right, or None if none was found."""
+    if len(text) > LONGEST or not text.isprintable():
+        return None
+    mended = re.sub(r"[^\W\d_]{2,}", lambda match: _put_right(match[0]), text)
+    return None if mended == text else mended
+
+
+def _put_right(word: str) -> str:
+    """The name that a word is a slip or two away from, written like it; the word itself if it is near none."""
+    wrong = word.lower()
+    if wrong in WORDS:
+        return word
+    alike = {
+        # Two letters swapped are one slip, which a ratio does not see in a short word.
+        right: 1.0 if sorted(wrong) == sorted(right) else difflib.SequenceMatcher(None, wrong, right).ratio()
+        for right in WORDS
+    }
+    best = max(alike.values())
+    near = [right for right in WORDS if alike[right] == best]
+    if best < CLOSE or len({WORDS[right] for right in near}) > 1:  # "Ma" is as near to March as to May
+        return word
+    return near[-1] if word.islower() else near[-1].capitalize()
 
 
 @functools.lru_cache(maxsize=4096)

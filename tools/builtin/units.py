@@ -49,9 +49,11 @@ ALIASES = {
 USUAL = (
     *("kilometres metres centimetres millimetres kilometers meters centimeters miles yards feet inches".split()),
     *("kilograms grams tonnes pounds ounces stone litres millilitres liters gallons pints quarts cups".split()),
+    *("tablespoons teaspoons milligrams carats furlongs fathoms decimetres hectometres hectolitres".split()),
     *("celsius fahrenheit kelvin hours minutes seconds days weeks months years knots acres hectares".split()),
     *("bytes kilobytes megabytes gigabytes terabytes joules kilojoules calories watts kilowatts".split()),
     *("square metres", "square feet", "square kilometres", "square miles", "cubic metres", "nautical miles"),
+    *("metres per second", "kilometres per hour", "miles per hour", "fluid ounces"),
 )
 """The units that a misspelt one may stand for."""
 
@@ -109,7 +111,8 @@ def unit(text: str) -> Any:
                 return _registry().Unit(_expression(name))
             except Exception:  # pint raises a dozen kinds for text that is no unit
                 continue
-    near = difflib.get_close_matches(words.lower(), USUAL, n=1, cutoff=0.8)
+    fits = len(text) <= LONGEST and text.isprintable()  # it is repeated as it is
+    near = difflib.get_close_matches(words.lower(), USUAL, n=1, cutoff=0.8) if fits else []
     if near:
         raise ToolFailure(f"unknown unit {text}; did you mean {near[0]}?")
     raise ToolFailure(f"unknown unit {short(text)}")

@@ -86,7 +86,9 @@ class Recorder:
         wrong = [k for k, v in arguments.items() if isinstance(v, str) and hint["what"].endswith(v)]
         if not wrong:
             return result
-        return self.call((tool, {**arguments, wrong[0]: hint["right"]}))[0]
+        # `litres` also ends what `millilitres` ends: the longest is the one that is meant.
+        mended = max(wrong, key=lambda k: len(arguments[k]))
+        return self.call((tool, {**arguments, mended: hint["right"]}))[0]
 
 
 Script = Callable[[Slots, Recorder], Facts]

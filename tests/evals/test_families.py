@@ -1,0 +1,334 @@
+"""`trimtab eval families --split`: counting and bars in closed forms, the probes themselves, and a small real run."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from trimtab.cli import main
+from trimtab.evals.families_bars import Abstention, Bar, Share, abstention, mean, share_bar, task_bars
+from trimtab.evals.families_behaviour import Prompts, prompts, seen, shown_side
+from trimtab.evals.families_calls import Watched, call_fits, fits, same
+from trimtab.evals.families_report import chart, held_to
+from trimtab.evals.families_tasks import family_suite, kind_of, tally
+from trimtab.evals.families_unseen import OFFERED, abstention_probes, exact, missed, unseen_probes
+from trimtab.evals.records import Record
+from trimtab.evals.stats import wilson
+from trimtab.models.chat import ChatRequest, Message, Reply, ToolCall, Usage, user
+from trimtab.models.embedded import SMALL
+from trimtab.models.embedded.answers import AXES, PLAIN, word_answer
+from trimtab.models.embedded.intents import INTENTS
+from trimtab.models.embedded.intents.common import Facts
+from trimtab.models.embedded.words import HELD_OUT, TRAIN
+from trimtab.tools.builtin import FAMILIES
+
+
+def said(text: str | None = None, *calls: tuple[str, Any]) -> Message:
+    return Message("assistant", text, tuple(ToolCall(str(i), n, json.dumps(a)) for i, (n, a) in enumerate(calls)))
+
+
+# --- shares and bars ---
+
+
+@settings(deadline=None)
+@given(st.integers(0, 50), st.integers(0, 50))
+def test_a_share_is_k_of_n_with_wilsons_interval(k: int, more: int) -> None:
+    share = Share(k, k + more)
+    if share.n == 0:
+        assert share.value is None
+        assert share.interval is None
+        assert share.to_json() == {"value": None, "low": None, "high": None, "k": 0, "n": 0}
+    else:
+        assert share.value == k / (k + more)
+        assert share.interval == wilson(k, k + more)
+    assert Share.of([True] * k + [False] * more) == share
+
+
+@pytest.mark.parametrize(
+    ("value", "bar", "met"),
+    [
+        (0.95, 0.95, True), (0.949, 0.95, False), (None, 0.95, False), (None, (0.4, 0.6), False),
+        (0.4, (0.4, 0.6), True), (0.6, (0.4, 0.6), True), (0.61, (0.4, 0.6), False), (0.39, (0.4, 0.6), False),
+    ],
+)  # fmt: skip
+def test_a_bar_is_met_within_its_bounds_and_never_by_the_unknown(value: Any, bar: Any, met: bool) -> None:
+    row = Bar("x", value, bar).to_json()
+    assert row == {"name": "x", "value": value, "bar": list(bar) if isinstance(bar, tuple) else bar, "met": met}
+
+
+def test_the_gain_is_the_difference_of_means_over_families() -> None:
+    adapters, bare = {"a": Share(9, 10), "b": Share(4, 4)}, {"a": Share(5, 10), "b": Share(2, 4)}
+    rows = {bar.name: bar for bar in task_bars(adapters, bare)}
+    assert list(rows) == ["success.a", "success.b", "adapters.gain"]
+    assert rows["adapters.gain"].value == pytest.approx((0.9 + 1.0) / 2 - 0.5)
+    assert (rows["success.a"].met, rows["success.b"].met, rows["adapters.gain"].met) == (False, True, True)
+    unknown = {bar.name: bar for bar in task_bars({**adapters, "b": None}, bare)}
+    assert (unknown["success.b"].value, unknown["adapters.gain"].value) == (None, None)
+    assert mean([]) is None
+    assert mean([Share(0, 0), Share(1, 1)]) is None
+
+
+def test_precision_and_recall_of_making_no_call() -> None:
+    # 3 silent where nothing fits, 1 silent where something does, 2 calls where nothing fits, 4 where something does.
+    outcomes = [(True, True)] * 3 + [(False, True)] + [(True, False)] * 2 + [(False, False)] * 4
+    assert abstention(outcomes) == Abstention(Share(3, 4), Share(3, 5))
+    assert abstention([(False, False)]).precision.value is None
+
+
+def test_the_chart_draws_known_and_unknown() -> None:
+    bars = [share_bar("a.b", Share(3, 4), 0.95), Bar("c", None, (0.4, 0.6)), Bar("gain", -0.1, 0.15)]
+    assert chart(bars, "title")[:8] == b"\x89PNG\r\n\x1a\n"
+    assert [held_to(bar) for bar in bars] == ["at least 95 %", "40 to 60 %", "at least 15 %"]
+
+
+# --- calls ---
+
+SPEC = {
+    "type": "function",
+    "function": {
+        "name": "f",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "s": {"type": "string"}, "i": {"type": "integer"}, "e": {"type": "string", "enum": ["p", "q"]},
+                "l": {"type": "array", "items": {"type": "string"}},
+            },
+            "required": ["s"], "additionalProperties": False,
+        },
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "good"),
+    [
+        ("f", '{"s": "x"}', True), ("f", '{"s": "x", "i": 3, "e": "q", "l": ["a"]}', True),
+        ("f", '{"s": "x", "i": 3.0}', True), ("g", '{"s": "x"}', False), ("f", "{}", False), ("f", '{"s": 1}', False),
+        ("f", '{"s": "x", "i": 3.5}', False), ("f", '{"s": "x", "i": true}', False),
+        ("f", '{"s": "x", "e": "r"}', False), ("f", '{"s": "x", "l": [1]}', False),
+        ("f", '{"s": "x", "z": 1}', False), ("f", '{"s": "x"', False),
+        ("f", '["x"]', False), ("f", '{"s": "x", "i": NaN}', False), ("f", '{"s": "x", "i": 1e999}', False),
+    ],
+)  # fmt: skip
+def test_which_calls_fit(name: str, arguments: str, good: bool) -> None:
+    assert call_fits(name, arguments, [SPEC]) is good
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+)
+
+
+@settings(deadline=None)
+@given(JSON, JSON)
+def test_equality_is_that_of_json(left: Any, right: Any) -> None:
+    assert same(left, json.loads(json.dumps(left)))
+    assert same(left, right) == (json.dumps(left, sort_keys=True) == json.dumps(right, sort_keys=True))
+    assert same(5, 5.0)
+    assert not same([1], [True])
+    assert fits(left, {})
+
+
+async def test_calls_are_counted_as_they_are_written() -> None:
+    class Scripted:
+        name = model = "scripted"
+
+        def __init__(self, *messages: Message) -> None:
+            self.left = list(messages)
+
+        async def chat(self, request: ChatRequest) -> Reply:
+            return Reply(self.left.pop(0), "stop", Usage(), 0.0)
+
+    engine: Any = Scripted(
+        said(None, ("f", {"s": "x"}), ("f", {})), said("No."), said('Well. <tool_call>\n{"name": "f", "arg')
+    )
+    watched = Watched(engine)
+    for _ in range(3):
+        await watched.chat(ChatRequest((user("x"),), (SPEC,)))
+    assert watched.valid == Share(1, 3)
+    assert len(watched.misfits) == 2
+
+
+# --- tasks ---
+
+
+def record(task: str, success: bool | None, code: str | None = None) -> Record:
+    return Record(task, task.partition("-")[0], 0, "ask", success, code, None, "answer")
+
+
+def test_runs_are_counted_by_kind_and_code() -> None:
+    single = next(name for name, intent in INTENTS["calc"].items() if intent.group == "single" and not intent.units)
+    rows = [
+        record(f"calc-000-{single}", True),
+        record(f"calc-001-{single}", False, "wrong_answer"),
+        record("calc-002-repair", True),
+        record("calc-003-no-tool", False, "wrong_tool"),
+        record("calc-004-no-tool", None, "engine_error"),
+    ]
+    found = tally(rows)
+    assert found.share == Share(2, 4)
+    assert found.kinds == {"single": Share(1, 2), "repair": Share(1, 1), "no-tool": Share(0, 1)}
+    assert found.codes == {"wrong_answer": 1, "wrong_tool": 1, "engine_error": 1}
+    assert found.broken == 1
+    assert tally(rows[-1:]).share.value is None
+
+
+def test_a_familys_suite_has_three_of_every_kind() -> None:
+    kinds = [name for name, intent in INTENTS["calc"].items() if not intent.units]
+    suite = family_suite("calc", "test")
+    assert len(suite.tasks) == 3 * (len(kinds) + 2)
+    assert {task.family for task in suite.tasks} == {"calc"}
+    assert {kind_of(task.id) for task in suite.tasks} >= {"single", "no-tool", "repair"}
+    assert family_suite("calc", "test", 2).tasks == suite.tasks[:2]
+
+
+# --- tools never seen ---
+
+
+def test_unseen_tools_are_unseen_and_each_request_has_one_answer() -> None:
+    probes = unseen_probes(60)
+    assert unseen_probes(60) == probes
+    for probe in probes:
+        assert len(probe.tools) == OFFERED
+        assert probe.wanted is not None
+        assert call_fits(probe.wanted[0], json.dumps(probe.wanted[1]), probe.tools)
+    names = {tool["function"]["name"].lower() for probe in probes for tool in probe.tools}
+    assert any(verb in name for name in names for verb in HELD_OUT.verbs)
+    assert not set(HELD_OUT.verbs) & set(TRAIN.verbs)
+    assert not set(HELD_OUT.nouns) & set(TRAIN.nouns)
+
+
+def test_half_of_the_abstention_asks_for_what_is_not_there() -> None:
+    halves, whole = abstention_probes(20), unseen_probes(20)
+    assert [probe.wanted is None for probe in halves] == [True, False] * 10
+    assert [probe.tools for probe in halves] == [probe.tools for probe in whole]
+    assert halves[1::2] == whole[1::2]
+
+
+def test_exact_is_the_one_right_call() -> None:
+    probe = unseen_probes(1)[0]
+    assert probe.wanted is not None
+    name, arguments = probe.wanted
+    right = said("Well.", (name, dict(arguments)))
+    assert exact(probe, right)
+    wrong = [said("x"), said(None, ("x", dict(arguments))), said(None, (name, {**arguments, "zz": 1}))]
+    wrong.append(said(None, (name, dict(arguments)), (name, dict(arguments))))
+    assert not any(exact(probe, reply) for reply in wrong)
+    assert len(missed([probe] * 5, [right, *wrong])) == 4
+
+
+# --- behaviours ---
+
+
+def test_the_side_that_a_reply_shows() -> None:
+    import random
+    from dataclasses import replace
+
+    facts = Facts("5", "it is 5", "5", "es ist 5", ())
+    for axis in ("detail", "register", "explain", "language", "tone"):
+        for side in (True, False):
+            text = word_answer(replace(PLAIN, **{axis: side}), facts, ("calculate",), random.Random(1))
+            assert shown_side(axis, said(text)) is side
+        assert shown_side(axis, said("hm")) is None
+        assert shown_side(axis, said(None, ("calculate", {}))) is None
+    call = said(None, ("delete_event", {"title": "x"}))
+    assert (shown_side("confirm", said("Shall I delete x?")), shown_side("confirm", call)) == (True, False)
+    assert shown_side("confirm", said("Deleted.")) is None
+    answer = said(word_answer(PLAIN, facts, (), random.Random(1)))
+    assert (shown_side("verify", call), shown_side("verify", answer), shown_side("verify", said())) == (
+        True,
+        False,
+        None,
+    )
+
+    def converted(unit: str) -> Message:
+        return said(None, ("calculate", {}), ("convert_units", {"to_unit": unit}), ("convert_units", {"to_unit": "?"}))
+
+    assert [shown_side("units", converted(u)) for u in ("kilometres", "miles", "parsecs")] == [True, False, None]
+    assert shown_side("units", said("12 miles")) is None
+
+
+def test_shares_of_sides_with_and_without_a_tag() -> None:
+    replies = [said("Shall I go?")] * 3 + [said(None, ("x", {}))] * 1 + [said("?")] * 2
+    shares = {side: seen(Prompts("confirm", side, ()), replies).bar for side in (True, False, None)}
+    assert [(bar.name, bar.share) for bar in shares.values()] == [
+        ("behaviour.confirm.confirm", Share(3, 6)),
+        ("behaviour.confirm.act", Share(1, 6)),
+        ("behaviour.confirm.untagged", Share(3, 4)),
+    ]
+    assert shares[None].bar == (0.4, 0.6)
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_prompts_are_tagged_or_sampled(axis: str) -> None:
+    tagged, untagged = (prompts(axis, side, tuple(FAMILIES), "test", 4) for side in (False, None))
+    assert len(tagged.requests) == len(untagged.requests) == 4
+    for request in tagged.requests:
+        assert request.messages[0].content == f"Style: {AXES[axis][1]}."
+        assert request.sampling is not None
+        assert request.sampling.temperature == 0
+    assert all(request.messages[0].role == "user" for request in untagged.requests)
+    assert len({request.sampling.seed for request in untagged.requests}) == 4
+    assert {request.sampling.temperature for request in untagged.requests} == {1.0}
+
+
+# --- the command ---
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["eval", "small", "--split", "test"], "has no splits"),
+        (["eval", "families", "--split", "test", "--families", "calc,cooking"], "unknown family 'cooking'"),
+        (["eval", "families", "--split", "test", "--profile", "calc"], "--profile"),
+        (["eval", "families", "--split", "test", "--trials", "2"], "--trials"),
+        (["eval", "families", "--plot", "x.png"], "--plot"),
+        (["eval", "families", "--families", "calc"], "--families"),
+    ],
+)
+def test_what_does_not_go_together(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.server
+@pytest.mark.timeout(1800)
+def test_a_small_run_on_the_real_server(server: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    from trimtab.models.embedded import default_store
+
+    if server.model != SMALL:
+        pytest.skip("the embedded model is being trained anew")
+    arguments = ["eval", "families", "--split", "test", "--engine", server.url, "--model", SMALL, "--limit", "1"]
+    chosen = ["--families", "calc", "--json", "--plot", str(tmp_path / "bars.png")]
+    assert main([*arguments, *chosen]) == 0
+    printed = capsys.readouterr()
+    document = json.loads(printed.out)
+    assert (document["suite"], document["split"], document["families"]) == ("families", "test", ["calc"])
+    rows = {row["name"]: row for row in document["bars"]}
+    assert set(rows) >= {"success.calc", "adapters.gain", "unseen.exact_constrained", "abstention.precision"}
+    assert set(rows) >= {"abstention.recall", "behaviour.detail.brief", "behaviour.units.untagged", "calls.valid"}
+    assert all(row["met"] is False for row in rows.values() if row["value"] is None)
+    # A family whose profile is not there, or not of this model, stays unknown.
+    if "calc" in default_store().names():
+        assert rows["success.calc"]["value"] in (None, 0.0, 1.0)
+    assert document["success"]["families"]["calc"]["bare"]["n"] == 1
+    assert document["unseen"]["exact_constrained"]["n"] == document["unseen"]["exact_free"]["n"] == 2
+    assert (tmp_path / "bars.png").read_bytes()[:4] == b"\x89PNG"
+    assert "unseen tools, constrained: 2 of 2 done" in printed.err
+    reader = [sys.executable, "-c", READER, "success.calc", "calls.valid"]
+    assert subprocess.run(reader, input=printed.out, text=True, check=False, capture_output=True).stderr == ""
+
+
+READER = """
+import json, sys
+rows = json.loads(sys.stdin.read())["bars"]
+assert not set(sys.argv[1:]) - {r["name"] for r in rows}
+assert all(set(r) == {"name", "value", "bar", "met"} for r in rows)
+"""
