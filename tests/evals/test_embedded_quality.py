@@ -76,7 +76,7 @@ def test_there_are_enough_phrasings_and_none_is_on_both_sides(family: str) -> No
     for name, intent in INTENTS[family].items():
         known, held_out = ({plain(t) for t in phrasings(split)[family][name]} for split in ("train", "test"))
         assert not known & held_out
-        if len(known) < 75 or len(held_out) < 20:
+        if len(known) < 75 or len(held_out) < 12:
             few.append((name, len(known), len(held_out)))
         groups[intent.group][0].update(known)
         groups[intent.group][1].update(held_out)
