@@ -80,7 +80,9 @@ def copying_heads(model: Any, seed: int, variants: Variants | None = None) -> No
     rms = ((constant**2 + 2 * dim * SIGMA**2) / width) ** 0.5
 
     psi = torch.zeros(dim)
-    psi[:FAST], psi[half : half + FAST] = torch.randn(FAST, generator=rng), torch.randn(FAST, generator=rng)
+    psi[:FAST] = psi[half : half + FAST] = (
+        1.0  # equal power: drawn at random it may favour a frequency that is too slow
+    )
     projection = torch.linalg.qr(torch.randn(2 * dim, match, generator=rng))[0].T  # [match, 2 dim], orthonormal rows
     slow = torch.cat([torch.arange(half - SLOW, half), torch.arange(dim - SLOW, dim)])
 

@@ -1,9 +1,14 @@
-"""Training: a fresh model copies, a grown model computes what it grew from, a resumed run is the same run."""
+"""Training: a fresh model copies, a grown model computes what it grew from, a killed run goes on as the same run."""
 
 from __future__ import annotations
 
 import json
+import math
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,28 +17,38 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 from trimtab.cli import main
 from trimtab.errors import BadInput, FailedRun
 from trimtab.models.embedded import MODELS, SMALL
+from trimtab.models.embedded.template import root_of
+from trimtab.models.train import loop
+from trimtab.models.train.attention import BLOCK, blocks, in_blocks
 from trimtab.models.train.base import grown_model, new_model, train_base
-from trimtab.models.train.data import IGNORE, Rows
+from trimtab.models.train.data import IGNORE, Clump, Example, Rows, to_rows
 from trimtab.models.train.health import failure
-from trimtab.models.train.loop import Point, fit, learning_rate, loss_of
+from trimtab.models.train.loop import Point, fit, learning_rate, loss_of, optimizers, sight
 from trimtab.models.train.recipe import Recipe, load_recipe
-from trimtab.models.train.respread import closest, respread
+from trimtab.models.train.variants import Variants
 
 RECIPE = Recipe(steps=6, batch=2, length=16, lr=1e-3, warmup=2, decay=2, hidden=256)
 
 
-def _repeats(model: Any, seed: int) -> float:
-    """Share of tokens predicted right when a list of random tokens is read for the second time."""
-    once = torch.randint(30, 3000, (40,), generator=torch.Generator().manual_seed(seed))
-    ids = once.repeat(2)[None]
+def _repeats(
+    model: Any, once: torch.Tensor, twice: torch.Tensor | None = None, piece: torch.Tensor | None = None
+) -> float:
+    """Share of tokens predicted right when a list of tokens is read for the second time.
+
+    Args:
+        twice: the same list in other variants.
+        piece: [V], the piece that a token is a variant of; where given, a piece is right in any variant.
+    """
+    ids = torch.cat([once, once if twice is None else twice])[None]
     with torch.inference_mode():
         guessed = model(ids).logits[0].argmax(-1)
     at = torch.arange(len(once) + 4, 2 * len(once))
-    return float((guessed[at - 1] == ids[0, at]).float().mean())
+    pair = guessed[at - 1], ids[0, at]
+    return float((pair[0] == pair[1] if piece is None else piece[pair[0]] == piece[pair[1]]).float().mean())
 
 
 def test_a_fresh_model_copies_and_plain_random_weights_do_not() -> None:
@@ -41,8 +56,49 @@ def test_a_fresh_model_copies_and_plain_random_weights_do_not() -> None:
     torch.manual_seed(0)
     plain = Qwen3ForCausalLM(Qwen3Config(**model.config.to_dict())).eval()
     for seed in range(4):
-        assert _repeats(model, seed) > 0.9
-        assert _repeats(plain, seed) < 0.1
+        once = torch.randint(30, 3000, (40,), generator=torch.Generator().manual_seed(seed))
+        assert _repeats(model, once) > 0.9
+        assert _repeats(plain, once) < 0.1
+
+
+def test_a_fresh_model_with_variants_copies_words_whatever_stands_before_them(words_tokenizer: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(words_tokenizer)
+    variants = Variants(tokenizer, RECIPE.hidden)
+    model = new_model(RECIPE, len(tokenizer), variants).eval()
+    torch.testing.assert_close(model.get_input_embeddings().weight, variants())
+    known = tokenizer.get_vocab()
+    pieces = [t for t in known if t.isascii() and t.isalpha() and t.islower() and root_of(t, known)[0] == t]
+    for seed in range(4):
+        drawn = torch.randperm(len(pieces), generator=torch.Generator().manual_seed(seed))[:40].tolist()
+        plain = torch.tensor([known[pieces[i]] for i in drawn])
+        spaced = torch.tensor([known["\u0120" + pieces[i]] for i in drawn])
+        for pair in ((plain, plain), (spaced, spaced), (spaced, plain), (plain, spaced)):
+            assert _repeats(model, *pair, piece=variants.index) > 0.9  # type: ignore[arg-type]
+
+
+def test_the_variants_of_a_word_differ_by_shifts_that_all_share(words_tokenizer: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(words_tokenizer)
+    torch.manual_seed(1)
+    variants = Variants(tokenizer, 24)
+    with torch.no_grad():
+        variants.roots.normal_()
+        variants.shifts.normal_()
+    assert len(variants.roots) < 0.6 * len(tokenizer)
+    whole = variants().detach()
+    known = tokenizer.get_vocab()
+    row = {word: whole[known[word.replace(" ", "\u0120")]] for word in ("the", " the", "The", " The")}
+    torch.testing.assert_close(row[" the"] - row["the"], variants.shifts[0])
+    torch.testing.assert_close(row["The"] - row["the"], variants.shifts[1])
+    torch.testing.assert_close(row[" The"] - row["the"], variants.shifts.sum(0))
+    special = [known["<|im_end|>"], known["<tool_call>"]]
+    torch.testing.assert_close(whole[special], variants.roots[variants.index[special]])  # type: ignore[index]
+
+    again = Variants(tokenizer, 24)
+    again.read(whole)
+    torch.testing.assert_close(again(), whole, atol=1e-5, rtol=0)
+    coarse = Variants(tokenizer, 24)
+    coarse.read(whole.to(torch.bfloat16))  # as it is written to disk
+    torch.testing.assert_close(coarse(), whole, atol=0.03, rtol=0)
 
 
 def test_a_grown_model_starts_as_the_small_one() -> None:
@@ -94,7 +150,7 @@ def _batches(start: int) -> Iterator[Rows]:
         targets = np.full((2, 16), IGNORE)
         targets[:, 4:15] = ids[:, 5:]
         ones = np.ones((2, 16), np.int64)
-        yield Rows(ids, targets, np.tile(np.arange(16), (2, 1)), ones)
+        yield Rows(ids, targets, np.tile(np.arange(16), (2, 1)), ones, ones)
 
 
 def test_a_resumed_run_is_the_same_run(tmp_path: Path) -> None:
@@ -112,26 +168,54 @@ def test_a_resumed_run_is_the_same_run(tmp_path: Path) -> None:
         assert torch.equal(a, b), name
 
 
-def test_collapsed_embeddings_get_directions_of_their_own() -> None:
-    class Letters:
-        def decode(self, ids: list[int]) -> str:
-            return "7" if ids == [3] else "w"
+LONG = RECIPE.model_copy(update={"steps": 50, "decay": 10, "optimizer": "muon"})
 
-    model = _tiny()
-    before = model.get_input_embeddings().weight
-    with torch.no_grad():
-        before[:12] = before[0] + 0.001 * torch.randn(12, 32)
-    start = before.detach().clone()
-    assert float(closest(start)[:12].min()) > 0.9
-    assert float(closest(start)[12:].max()) < 0.8
-    assert len(respread(model, Letters(), 0.9, seed=1)) == 11
-    after = model.get_input_embeddings().weight.detach()
-    assert torch.equal(after[3], start[3])  # not of letters
-    assert torch.equal(after[12:], start[12:])  # never collapsed
-    assert float(closest(after)[:12].max()) < 0.9
-    moved = (after - start)[[0, 1, 2, *range(4, 12)]].norm(dim=1)
-    usual = (start[12:] - start.mean(0)).norm(dim=1)
-    assert 0.5 < float(moved.mean() / usual.mean()) < 2
+
+def hang_after(folder: Path, steps: int) -> None:
+    """Train, with checkpoints, and stand still after so many steps: what a test kills. Runs in a process of its own."""
+
+    def batches(start: int) -> Iterator[Rows]:
+        for number, rows in enumerate(_batches(start), start):
+            if number == steps:
+                (folder / "stands").touch()
+                time.sleep(600)
+            yield rows
+
+    fit(_tiny(), LONG, batches, checkpoint=folder, every=20)
+
+
+def test_a_killed_run_goes_on_as_the_run_it_was(tmp_path: Path) -> None:
+    code = (
+        "import importlib.util, pathlib, sys\n"
+        "spec = importlib.util.spec_from_file_location('worker', sys.argv[1])\n"
+        "worker = importlib.util.module_from_spec(spec)\n"
+        "sys.modules['worker'] = worker\n"
+        "spec.loader.exec_module(worker)\n"
+        "worker.hang_after(pathlib.Path(sys.argv[2]), 33)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, __file__, str(tmp_path)])
+    try:
+        while not (tmp_path / "stands").exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    whole, resumed = _tiny(), _tiny()
+    curve = fit(whole, LONG, _batches)
+    started: list[int] = []
+
+    def batches(start: int) -> Iterator[Rows]:
+        started.append(start)
+        yield from _batches(start)
+
+    again = fit(resumed, LONG, batches, checkpoint=tmp_path, every=20)
+    assert started == [20]
+    told = [[(p.step, p.loss, p.learning_rate, p.tokens) for p in points] for points in (curve, again)]
+    assert told[0] == told[1]
+    assert [step for step, *_ in told[0]] == [20, 40, 50]
+    for (name, a), b in zip(whole.named_parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b), name
 
 
 def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
@@ -182,27 +266,101 @@ def test_an_adapter_that_fails_is_tried_from_other_seeds_and_then_refused(
     assert not store.exists()
 
 
-def test_packed_documents_do_not_see_each_other() -> None:
+def _example(rng: np.random.Generator, opening: list[int], size: int) -> Example:
+    """An opening, three tokens of the user, and `size` of the assistant."""
+    own = rng.integers(1, 64, 3 + size).tolist()
+    return Example((*opening, *own), (False,) * (len(opening) + 3) + (True,) * size, len(opening))
+
+
+def test_packed_conversations_and_shared_openings_change_no_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "bfloat16_is_fast", lambda: False)
     model = _tiny().eval()
     rng = np.random.default_rng(0)
-    first, second = rng.integers(1, 64, 7), rng.integers(1, 64, 9)
+    opening, other = rng.integers(1, 64, 6).tolist(), rng.integers(1, 64, 4).tolist()
+    first, second, third = _example(rng, opening, 5), _example(rng, opening, 9), _example(rng, other, 7)
+    alone = []
+    for example in (first, second, third):
+        ids = torch.tensor([example.ids])
+        start = len(example.ids) - sum(example.learn)
+        with torch.no_grad():
+            logits = model(ids).logits[0, start - 1 : -1]
+        alone.append(float(torch.nn.functional.cross_entropy(logits, ids[0, start:])))
+    clumps = [Clump(tuple(opening), (first, second)), Clump(tuple(other), (third,))]
+    for members, weights in (
+        (clumps[:1], (5, 9, 0)),
+        (clumps, (5, 9, 7)),
+        (clumps[::-1], (5, 9, 7)),
+    ):
+        rows = to_rows([members], 48)
+        mean = sum(w * loss for w, loss in zip(weights, alone, strict=True)) / sum(weights)
+        assert float(loss_of(model, model.model, rows)) == pytest.approx(mean, abs=1e-5)
+        with in_blocks(model):
+            assert float(loss_of(model, model.model, rows)) == pytest.approx(mean, abs=1e-5)
 
-    def rows(*parts: np.ndarray) -> Rows:
-        ids = np.concatenate(parts)[None]
-        targets = np.full_like(ids, IGNORE)
-        at = ids.shape[1] - len(parts[-1])
-        targets[0, at:-1] = ids[0, at + 1 :]
-        positions = np.concatenate([np.arange(len(p)) for p in parts])[None]
-        documents = np.concatenate([np.full(len(p), i) for i, p in enumerate(parts, 1)])[None]
-        return Rows(ids, targets, positions, documents)
 
-    alone = loss_of(model, model.model, rows(second))
-    packed = loss_of(model, model.model, rows(first, second))
-    assert abs(float(alone) - float(packed)) < 2e-2  # bfloat16 autocast
-    with torch.inference_mode():
-        exact = model(torch.from_numpy(second)[None]).logits[0, :-1]
-    reference = torch.nn.functional.cross_entropy(exact, torch.from_numpy(second[1:]))
-    assert abs(float(reference) - float(alone)) < 2e-2
+def test_attention_in_blocks_is_attention() -> None:
+    generator = torch.Generator().manual_seed(0)
+    length = 2 * BLOCK + 37
+    query = torch.randn(2, 4, length, 16, generator=generator, requires_grad=True)
+    key, value = (torch.randn(2, 2, length, 16, generator=generator, requires_grad=True) for _ in range(2))
+    numbers = np.sort(np.random.default_rng(0).integers(1, 4, (2, length)), 1)
+    branches = np.random.default_rng(1).integers(0, 3, (2, length))
+    zero = np.zeros_like(numbers)
+    mask = sight(Rows(zero, zero, zero, numbers, branches))
+    mine, _ = blocks(None, query, key, value, mask, scaling=0.3)
+    wide = [t.repeat_interleave(2, 1) for t in (key, value)]
+    whole = torch.nn.functional.scaled_dot_product_attention(query, *wide, attn_mask=mask, scale=0.3)
+    torch.testing.assert_close(mine, whole.transpose(1, 2))
+    graded = [torch.autograd.grad(out.square().sum(), (query, key, value)) for out in (mine, whole)]
+    for a, b in zip(*graded, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+def test_every_parameter_is_in_one_group_and_values_learn_at_their_own_rate() -> None:
+    model = _tiny()
+    named = dict(model.named_parameters())
+    names = {id(p): n for n, p in named.items()}
+    for optimizer in ("adamw", "muon"):
+        recipe = RECIPE.model_copy(update={"optimizer": optimizer, "value_ratio": 4.0})
+        steppers = optimizers(named, recipe)
+        shares = {names[id(p)]: g["share"] for s in steppers for g in s.param_groups for p in g["params"]}
+        assert sum(len(g["params"]) for s in steppers for g in s.param_groups) == len(named)
+        assert shares.keys() == named.keys()
+        if optimizer == "adamw":
+            assert {n for n, share in shares.items() if share == 4.0} == {n for n in named if "v_proj" in n}
+        else:
+            inside = {names[id(p)] for g in steppers[1].param_groups for p in g["params"]}
+            assert inside == {n for n, p in named.items() if ".layers." in n and p.ndim == 2}
+        decayed = {names[id(p)] for g in steppers[0].param_groups if g["weight_decay"] for p in g["params"]}
+        assert all(named[n].ndim > 1 for n in decayed)
+
+
+def test_a_larger_rate_for_values_moves_them_that_much_further() -> None:
+    moved = []
+    for ratio in (1.0, 4.0):
+        model = _tiny()
+        before = {n: p.detach().clone() for n, p in model.named_parameters()}
+        fit(model, RECIPE.model_copy(update={"steps": 1, "weight_decay": 0.0, "value_ratio": ratio}), _batches)
+        moved.append({n: float((p - before[n]).detach().abs().max()) for n, p in model.named_parameters()})
+    for name in moved[0]:
+        expected = 4.0 if "v_proj" in name else 1.0
+        assert moved[1][name] == pytest.approx(expected * moved[0][name], rel=1e-3), name
+
+
+def test_adam_is_bias_corrected() -> None:
+    """With a constant gradient every corrected step is the learning rate; an uncorrected one is larger by
+    (1 - beta1^t) / sqrt(1 - beta2^t), 3.2 at first (arXiv 2006.04884, section 5)."""
+    weight = torch.nn.Parameter(torch.zeros(3, 2, dtype=torch.float64))
+    recipe = RECIPE.model_copy(update={"weight_decay": 0.0, "lr": 1e-2, "beta2": 0.999})
+    (stepper,) = optimizers({"w": weight}, recipe)
+    for step in range(1, 31):
+        before = weight.detach().clone()
+        weight.grad = torch.full_like(weight, -0.5)
+        stepper.step()
+        taken = float((weight - before).detach().mean())
+        assert taken == pytest.approx(1e-2, rel=1e-5)
+        uncorrected = 1e-2 * (1 - 0.9**step) / math.sqrt(1 - 0.999**step)
+        assert abs(taken - uncorrected) > 2e-3
 
 
 def test_bad_recipes_say_which_field(tmp_path: Path) -> None:
@@ -215,43 +373,3 @@ def test_bad_recipes_say_which_field(tmp_path: Path) -> None:
         load_recipe(file)
     with pytest.raises(BadInput, match="no such recipe"):
         load_recipe(tmp_path / "nothing.yaml")
-
-
-def test_one_command_makes_a_profile_of_a_users_examples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = [
-        {"messages": [{"role": "user", "content": f"ping {i}"}, {"role": "assistant", "content": f"pong {i}"}]}
-        for i in range(30)
-    ]
-    data = tmp_path / "mine.jsonl"
-    data.write_text("\n".join(map(json.dumps, rows)))
-    options = ["--data", str(data), "--steps", "4", "--store", str(tmp_path / "s"), "--json"]
-    options += ["--curve", str(tmp_path / "curve.png")]
-    arguments = ["train", "adapter", "mine", *options]
-    assert main(arguments) == 0
-    card = json.loads(capsys.readouterr().out)
-    assert card["data"]["file"] == "mine.jsonl"
-    assert card["failed"] == []
-    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
-    assert main([*arguments, "--curve", str(tmp_path / "curve.svg")]) == 2
-    assert "Name a .png file" in capsys.readouterr().err
-    assert (tmp_path / "s" / "mine@1" / "profile.yaml").exists()
-    data.write_text(data.read_text() + "\n{broken")
-    assert main([*arguments[:2], "other", *arguments[3:]]) == 2
-    assert not (tmp_path / "s" / "other@1").exists()
-
-
-def test_an_example_longer_than_a_row_is_named_and_nothing_is_trained(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def row(words: int) -> str:
-        said = [{"role": "user", "content": "milk " * words}, {"role": "assistant", "content": "done"}]
-        return json.dumps({"messages": said})
-
-    data = tmp_path / "mine.jsonl"
-    data.write_text("\n".join([row(3), row(5000), row(4)]))
-    assert main(["train", "adapter", "mine", "--data", str(data), "--steps", "2", "--store", str(tmp_path / "s")]) == 2
-    said = capsys.readouterr().err
-    assert "line 2: " in said
-    assert "tokens, more than the recipe's length of 640" in said
-    assert "line 1" not in said
-    assert not (tmp_path / "s").exists()

@@ -5,83 +5,193 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 from trimtab.errors import BadInput
-from trimtab.models.embedded import MODELS, SMALL, random_tools
-from trimtab.models.train.adapter import read_examples
-from trimtab.models.train.data import IGNORE, Example, encode, pack, to_rows
+from trimtab.models.embedded import random_tools
+from trimtab.models.embedded.template import root_of
+from trimtab.models.train.data import IGNORE, Encoder, Example, clumps, encode, pack, to_rows
+from trimtab.models.train.examples import fits, hold_back, read_examples
 
 
 @pytest.fixture(scope="module")
-def tokenizer():  # type: ignore[no-untyped-def]
-    return AutoTokenizer.from_pretrained(MODELS / SMALL)
+def tokenizer(words_tokenizer: Path) -> Any:
+    return AutoTokenizer.from_pretrained(words_tokenizer)
 
 
-def test_the_pieces_of_a_document_are_its_tokens(tokenizer) -> None:  # type: ignore[no-untyped-def]
+def _rendered(tokenizer: Any, document: dict[str, Any]) -> str:
+    """The whole conversation by the chat template, arguments as objects."""
+    messages = []
+    for m in document["messages"]:
+        calls = [
+            {**c, "function": {**c["function"], "arguments": json.loads(c["function"]["arguments"])}}
+            for c in m.get("tool_calls") or []
+        ]
+        messages.append({**m, "tool_calls": calls} if calls else m)
+    text: str = tokenizer.apply_chat_template(messages, tools=document["tools"], tokenize=False)
+    return text
+
+
+def test_the_pieces_of_a_document_are_its_tokens(tokenizer: Any) -> None:
     rng = random.Random(3)
-    for _ in range(30):
-        document = random_tools.document(rng)
-        example = encode(tokenizer, document)
-        messages = []
-        for m in document["messages"]:
-            calls = [
-                {**c, "function": {**c["function"], "arguments": json.loads(c["function"]["arguments"])}}
-                for c in m.get("tool_calls") or []
-            ]
-            messages.append({**m, "tool_calls": calls} if calls else m)
-        whole = tokenizer.apply_chat_template(messages, tools=document["tools"], tokenize=False)
-        assert list(example.ids) == tokenizer(whole.rstrip("\n"), add_special_tokens=False).input_ids
-        learned = tokenizer.decode([i for i, keep in zip(example.ids, example.learn, strict=True) if keep])
-        turns = whole.split("<|im_start|>assistant\n")[1:]
-        assert learned == "".join(t[: t.index("<|im_end|>") + len("<|im_end|>")] for t in turns)
+    encoder = Encoder(tokenizer)
+    for _ in range(10):
+        for document in random_tools.group(rng, 3):
+            example = encode(tokenizer, document)
+            assert encoder(document) == example  # an opening that is remembered is the one that is rendered anew
+            whole = _rendered(tokenizer, document)
+            assert list(example.ids) == tokenizer(whole.rstrip("\n"), add_special_tokens=False).input_ids
+            learned = tokenizer.decode([i for i, keep in zip(example.ids, example.learn, strict=True) if keep])
+            turns = whole.split("<|im_start|>assistant\n")[1:]
+            assert learned == "".join(t[: t.index("<|im_end|>") + len("<|im_end|>")] for t in turns)
+            opening = tokenizer.decode(example.ids[: example.opening])
+            assert whole.startswith(opening)
+            assert opening.endswith("</tools><|im_end|>\n")
 
 
-def test_words_are_one_token_wherever_they_stand(tokenizer) -> None:  # type: ignore[no-untyped-def]
-    for text in ("calendar", "photograph", "zorblax"):
-        alone = tokenizer(text).input_ids
-        for around in (" {} ", '"{}"', "/{}.txt", "_{}_"):
-            inside = tokenizer(around.format(text)).input_ids
-            assert any(inside[i : i + len(alone)] == alone for i in range(len(inside)))
+def _roots(tokenizer: Any, text: str) -> list[str]:
+    known = tokenizer.get_vocab()
+    return [root_of(token, known)[0] for token in tokenizer.tokenize(text)]
 
 
-@given(st.lists(st.integers(2, 40), min_size=1, max_size=60))
-@settings(max_examples=50, deadline=None)
-def test_packing_loses_nothing_and_mixes_nothing(sizes: list[int]) -> None:
+@given(st.text("abcdefghijklmnopqrstuvwxyz", min_size=1, max_size=14))
+@settings(max_examples=200, deadline=None)
+def test_a_word_is_cut_alike_in_all_variants_and_wherever_it_stands(tokenizer: Any, word: str) -> None:
+    # What repeats three times on end may be cut from the other side once it is capitalised (`aaa`, `Aaa`).
+    assume(not re.search(r"(.+)\1\1", word))
+    plain = _roots(tokenizer, word)
+    assert "".join(plain) == word
+    capital = word[0].upper() + word[1:]
+    for text in (f" {word}", capital, f" {capital}"):
+        assert _roots(tokenizer, text) == plain
+    alone = tokenizer(word).input_ids
+    for around in ('"{}"', "/{}.txt", "_{}_", "7{}"):
+        inside = tokenizer(around.format(word)).input_ids
+        assert any(inside[i : i + len(alone)] == alone for i in range(len(inside)))
+
+
+@given(st.text(max_size=40))
+@settings(max_examples=200, deadline=None)
+def test_any_text_comes_back_from_its_tokens(tokenizer: Any, text: str) -> None:
+    assume(not text or text.isprintable())
+    assert tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids) == text
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(2, 40)), min_size=1, max_size=60))
+@settings(max_examples=60, deadline=None)
+def test_packing_loses_nothing_and_mixes_nothing(drawn: list[tuple[int, int]]) -> None:
     length = 32
-    examples = [Example(tuple(range(1, n + 1)), (False,) + (True,) * (n - 1)) for n in sizes]
+    examples = []
+    for number, (kind, size) in enumerate(drawn):
+        opening = (100 + kind,) * min(2 * kind, size - 1)
+        own = tuple(range(1000 * (number + 1), 1000 * (number + 1) + size - len(opening)))
+        examples.append(Example(opening + own, (False,) * (len(opening) + 1) + (True,) * (len(own) - 1), len(opening)))
     batch = list(pack(iter(examples), length, open_rows=4))
-    kept = sorted(len(e.ids) for members in batch for e in members)
-    assert kept == sorted(n for n in sizes if n <= length)
+    wanted = sorted(e.ids for e in examples if len(e.ids) <= length and any(e.learn))
     if not batch:
+        assert not wanted
         return
     rows = to_rows(batch, length)
-    for r in range(len(batch)):
-        for number in range(1, int(rows.documents[r].max()) + 1):
-            at = np.flatnonzero(rows.documents[r] == number)
-            assert (rows.positions[r, at] == np.arange(len(at))).all()
-            assert rows.targets[r, at[-1]] == IGNORE  # the last token never predicts the next document
-            assert (rows.targets[r, at[:-1]] == rows.ids[r, at[1:]]).all()
+    found = []
+    for r, members in enumerate(batch):
+        assert sum(c.size for c in members) == int((rows.clumps[r] > 0).sum()) <= length
+        assert int((rows.targets[r] != IGNORE).sum()) == sum(sum(m.learn) for c in members for m in c.members)
+        for number, clump in enumerate(members, 1):
+            for branch in range(1, len(clump.members) + 1):
+                own = rows.branches[r] == branch
+                at = np.flatnonzero((rows.clumps[r] == number) & (own | (rows.branches[r] == 0)))
+                found.append(tuple(rows.ids[r, at].tolist()))
+                assert (rows.positions[r, at] == np.arange(len(at))).all()
+                assert rows.targets[r, at[-1]] == IGNORE  # the last token never predicts the next conversation
+                learned = rows.targets[r, at[:-1]]
+                assert ((learned == IGNORE) | (learned == rows.ids[r, at[1:]])).all()
+    assert sorted(found) == wanted
 
 
-def test_bad_rows_are_listed_by_line_and_nothing_is_read(tmp_path: Path) -> None:
-    good = json.dumps({"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]})
+def test_conversations_with_one_opening_share_it() -> None:
+    one, other = (Example((7, 7, n, n + 1), (False, False, False, True), 2) for n in (1, 3))
+    alone = Example((8, 7, 5, 6), (False, False, False, True), 2)
+    assert [(c.opening, len(c.members), c.size) for c in clumps([one, other, alone], 32)] == [
+        ((7, 7), 2, 6),
+        ((8, 7), 1, 4),
+    ]
+    assert [c.size for c in clumps([one, other], 5)] == [4, 4]  # what does not fit begins again with the opening
+
+
+GOOD = json.dumps({"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]})
+
+
+def test_bad_rows_are_listed_by_file_and_line_and_nothing_is_read(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text(
-        "\n".join([good, "{", good, '{"messages": []}', '{"messages": [{"role": "user", "content": "x"}]}'])
+        "\n".join([GOOD, "{", GOOD, '{"messages": []}', '{"messages": [{"role": "user", "content": "x"}]}'])
     )
     with pytest.raises(BadInput) as caught:
         read_examples(file)
     text = str(caught.value)
-    assert all(f"line {n}" in text for n in (2, 4, 5))
-    assert "line 1:" not in text
-    file.write_text(good + "\n\n" + good)
+    assert all(f"rows.jsonl:{n}: " in text for n in (2, 4, 5))
+    assert "rows.jsonl:1:" not in text
+    file.write_text(GOOD + "\n\n" + GOOD)
     assert len(read_examples(file)) == 2
+
+
+def test_a_folder_is_read_as_one_and_its_bad_rows_name_their_files(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    with pytest.raises(BadInput, match=r"no \.jsonl files"):
+        read_examples(folder)
+    for name, count in (("b", 100), ("a", 150), ("c", 50)):
+        rows = [
+            {"messages": [{"role": "user", "content": f"{name}{i}"}, {"role": "assistant", "content": "ho"}]}
+            for i in range(count)
+        ]
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    (folder / "notes.txt").write_text("not conversations")
+    rows = read_examples(folder)
+    assert len(rows) == 300
+    assert [rows[i]["messages"][0]["content"] for i in (0, 150, 299)] == ["a0", "b0", "c49"]
+    (folder / "b.jsonl").write_text(GOOD + '\n{"messages": 3}\n')
+    (folder / "c.jsonl").write_text('{"messages": [{"role": "robot"}]}')
+    with pytest.raises(BadInput, match="nothing was trained") as caught:
+        read_examples(folder)
+    assert "b.jsonl:2: no list `messages`" in str(caught.value)
+    assert "c.jsonl:1: messages[0] has no known role" in str(caught.value)
+
+
+@given(st.text(max_size=20))
+@settings(max_examples=100, deadline=None)
+def test_a_line_of_a_file_is_a_line_whatever_a_string_holds(
+    tmp_path_factory: pytest.TempPathFactory, said: str
+) -> None:
+    file = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    row = {"messages": [{"role": "user", "content": said}, {"role": "assistant", "content": "ho"}]}
+    file.write_text(json.dumps(row, ensure_ascii=False) + "\n" + GOOD, encoding="utf-8", newline="\n")
+    assert read_examples(file)[0] == row
+
+
+def test_a_tenth_of_a_users_rows_is_held_back_and_always_the_same() -> None:
+    rows = [{"n": i} for i in range(300)]
+    learned, held = hold_back(rows, 4)
+    assert len(held) == 30
+    assert sorted(r["n"] for r in learned + held) == list(range(300))
+    assert hold_back(rows, 4) == (learned, held)
+    assert hold_back(rows, 5) != (learned, held)
+    assert [len(part) for part in hold_back(rows[:3], 0)] == [2, 1]
+    assert hold_back(rows[:1], 0) == (rows[:1], [])  # there must be something to learn from
+
+
+def test_what_does_not_fit_a_row_is_told(tokenizer: Any) -> None:
+    said = [{"role": "user", "content": "milk " * 50}, {"role": "assistant", "content": "done"}]
+    size = len(encode(tokenizer, {"messages": said}).ids)
+    assert fits(tokenizer, size)({"messages": said}) is None
+    assert "more than the recipe's length" in str(fits(tokenizer, size - 1)({"messages": said}))
 
 
 def test_made_up_tools_never_repeat() -> None:
@@ -91,6 +201,6 @@ def test_made_up_tools_never_repeat() -> None:
 
 
 def test_the_corpus_is_the_same_for_the_same_seed() -> None:
-    first = list(itertools.islice(random_tools.documents(5, 0.1), 20))
-    assert first == list(itertools.islice(random_tools.documents(5, 0.1), 20))
-    assert first != list(itertools.islice(random_tools.documents(6, 0.1), 20))
+    first = list(itertools.islice(random_tools.documents(5, copy_share=0.1), 20))
+    assert first == list(itertools.islice(random_tools.documents(5, copy_share=0.1), 20))
+    assert first != list(itertools.islice(random_tools.documents(6, copy_share=0.1), 20))
