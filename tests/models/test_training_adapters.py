@@ -1,0 +1,282 @@
+"""Adapters: one command from a user's rows to a profile, several seeds and how they differ, and where to put one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trimtab.cli import main
+from trimtab.errors import BadInput
+from trimtab.models.train import churn as churning
+from trimtab.models.train.adapter import fresh_adapter
+from trimtab.models.train.churn import calls_in, churn, exact_share, first_calls, replies
+from trimtab.models.train.held import Held, held_loss, packed
+from trimtab.models.train.place import Arm, judged, placements, shortened
+from trimtab.models.train.recipe import Recipe
+
+RECIPE = "{steps: 4, batch: 2, length: 96, lr: 0.01, warmup: 1, decay: 2, rank: 4, alpha: 8}"
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(RECIPE)
+    return file
+
+
+def _rows(count: int, start: int = 0) -> list[dict[str, Any]]:
+    return [
+        {"messages": [{"role": "user", "content": f"ping {i}"}, {"role": "assistant", "content": f"pong {i}"}]}
+        for i in range(start, start + count)
+    ]
+
+
+def _write(file: Path, rows: Sequence[Any]) -> Path:
+    file.write_text("\n".join(map(json.dumps, rows)) + "\n")
+    return file
+
+
+def test_one_command_makes_a_profile_of_a_users_examples(
+    tmp_path: Path, tiny_model: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = _write(tmp_path / "mine.jsonl", _rows(30))
+    options = ["--data", str(data), "--recipe", str(recipe), "--base", str(tiny_model), "--store", str(tmp_path / "s")]
+    options += ["--curve", str(tmp_path / "curve.png"), "--json"]
+    arguments = ["train", "adapter", "mine", *options]
+    assert main(arguments) == 0
+    card = json.loads(capsys.readouterr().out)
+    assert card["data"] | {"sha256": "", "sample_sha256": ""} == {
+        "file": "mine.jsonl", "rows": 30, "trained_on": 27, "sha256": "", "sample_sha256": "",
+    }  # fmt: skip
+    assert card["failed"] == []
+    assert card["recipe"]["steps"] == 4
+    assert card["recipe"].keys() == Recipe.model_fields.keys()
+    scores = card["scores"]
+    assert scores["held_out"] == {"held_back": 3, "out_of": 30, "documents": 3}
+    assert scores["held_loss"] > 0
+    assert [s["seed"] for s in scores["seeds"]] == [card["kept_seed"]] == [0]
+    assert (scores["churn"], scores["held_loss_sd"]) == (None, None)
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+    assert main([*arguments, "--curve", str(tmp_path / "curve.svg")]) == 2
+    assert "Name a .png file" in capsys.readouterr().err
+    assert "held_loss" in (tmp_path / "s" / "mine@1" / "profile.yaml").read_text()
+    data.write_text(data.read_text() + "\n{broken")
+    assert main([*arguments[:2], "other", *arguments[3:]]) == 2
+    assert not (tmp_path / "s" / "other@1").exists()
+
+
+def test_a_users_folder_of_three_hundred_conversations(
+    tmp_path: Path, tiny_model: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "ours"
+    folder.mkdir()
+    for number in range(3):
+        _write(folder / f"part-{number}.jsonl", _rows(100, 100 * number))
+    options = ["--data", str(folder), "--recipe", str(recipe), "--base", str(tiny_model)]
+    assert main(["train", "adapter", "mine", *options, "--out", str(tmp_path / "out"), "--json"]) == 0
+    card = json.loads(capsys.readouterr().out)
+    assert (card["data"]["file"], card["data"]["rows"], card["data"]["trained_on"]) == ("ours", 300, 270)
+    assert card["scores"]["held_out"]["held_back"] == 30
+    assert (tmp_path / "out" / "adapter_model.safetensors").exists()
+
+    (folder / "part-1.jsonl").write_text(json.dumps(_rows(1)[0]) + "\n" + json.dumps({"messages": []}) + "\n")
+    (folder / "part-2.jsonl").write_text("nothing of the kind\n")
+    assert main(["train", "adapter", "mine", *options, "--out", str(tmp_path / "none")]) == 2
+    told = capsys.readouterr().err
+    assert "part-1.jsonl:2: no list `messages`" in told
+    assert "part-2.jsonl:1: not JSON" in told
+    assert "nothing was trained" in told
+    assert not (tmp_path / "none").exists()
+
+
+def test_an_example_longer_than_a_row_is_named_and_nothing_is_trained(
+    tmp_path: Path, tiny_model: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = {"messages": [{"role": "user", "content": "milk " * 500}, {"role": "assistant", "content": "done"}]}
+    data = _write(tmp_path / "mine.jsonl", [*_rows(1), long, *_rows(1)])
+    options = ["--recipe", str(recipe), "--base", str(tiny_model), "--store", str(tmp_path / "s")]
+    assert main(["train", "adapter", "mine", "--data", str(data), *options]) == 2
+    said = capsys.readouterr().err
+    assert "mine.jsonl:2: " in said
+    assert "tokens, more than the recipe's length of 96" in said
+    assert "mine.jsonl:1" not in said
+    assert not (tmp_path / "s").exists()
+
+
+def test_an_adapter_that_fails_is_tried_from_other_seeds_and_then_refused(
+    tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, store = tmp_path / "wild.yaml", tmp_path / "s"
+    data = _write(tmp_path / "mine.jsonl", _rows(1))
+    recipe.write_text("{steps: 60, batch: 1, length: 32, lr: 1.0e+4, warmup: 1, clip: 1.0e+9}")
+    options = ["--data", str(data), "--recipe", str(recipe), "--base", str(tiny_model), "--store", str(store)]
+    assert main(["train", "adapter", "mine", *options]) == 7
+    told = capsys.readouterr().err
+    assert "starting again from seed 1" in told
+    assert "starting again from seed 2" in told
+    assert "failed from 3 seeds" in told
+    assert not store.exists()
+
+
+def test_of_several_seeds_the_first_is_kept_and_the_card_says_how_they_differ(
+    tmp_path: Path, tiny_model: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = _write(tmp_path / "mine.jsonl", _rows(30))
+    cards = []
+    for seeds in (1, 3):
+        options = ["--data", str(data), "--recipe", str(recipe), "--base", str(tiny_model), "--seed", "5"]
+        options += ["--seeds", str(seeds), "--out", str(tmp_path / f"of-{seeds}"), "--work", str(tmp_path / "work")]
+        assert main(["train", "adapter", "mine", *options, "--json"]) == 0
+        cards.append(json.loads(capsys.readouterr().out))
+    one, three = cards
+    assert one["sha256"] == three["sha256"]  # and it is not trained again: its checkpoint is there
+    scores = three["scores"]
+    assert [s["seed"] for s in scores["seeds"]] == [5, 6, 7]
+    losses = [s["held_loss"] for s in scores["seeds"]]
+    assert len(set(losses)) == 3
+    assert scores["held_loss"] == losses[0] == one["scores"]["held_loss"]
+    mean = sum(losses) / 3
+    assert scores["held_loss_mean"] == pytest.approx(mean, abs=1e-4)
+    assert scores["held_loss_sd"] == pytest.approx((sum((v - mean) ** 2 for v in losses) / 2) ** 0.5, abs=1e-4)
+    assert scores["churn"] is None  # nobody calls a tool here
+    assert main(["train", "adapter", "mine", *options, "--seeds", "2"]) == 0
+    assert "2 seeds: " in capsys.readouterr().out
+
+
+def test_churn_is_the_mean_share_of_calls_that_differ_over_pairs_of_seeds() -> None:
+    a, b, none = (("add", '{"x": 1}'),), (("add", '{"x": 2}'),), ()
+    assert churn([[a, a, none, none]]) is None
+    assert churn([[none], [none]]) is None
+    assert churn([[a, b], [a, b]]) == 0
+    assert churn([[a, a, a, none], [a, b, a, none]]) == 0.25
+    assert churn([[a, a], [a, b], [b, b]]) == pytest.approx((0.5 + 1 + 0.5) / 3)
+    assert churn([[a], [none]]) == 1
+
+
+def test_calls_are_compared_as_values() -> None:
+    call = '<tool_call>\n{"name": "add", "arguments": %s}\n</tool_call>'
+    assert calls_in(call % '{"x": 1.0, "y": "a"}') == calls_in(call % '{"y": "a", "x": 1}')
+    assert calls_in(call % '{"x": 1}') != calls_in(call % '{"x": true}')
+    assert calls_in(call % '{"x": "1"}') != calls_in(call % '{"x": 1}')
+    assert calls_in("no call") == calls_in(call % '{"x": broken') == ()
+    turn = {"role": "assistant", "tool_calls": [{"function": {"name": "add", "arguments": '{"y": "a", "x": 1}'}}]}
+    documents = [{"messages": [{"role": "user", "content": "go"}, turn]}, *_rows(1)]
+    assert first_calls(documents[0]) == calls_in(call % '{"x": 1, "y": "a"}')
+    assert exact_share([first_calls(documents[0]), ()], documents) == 1
+    assert exact_share([(), ()], documents) == 0
+    assert exact_share([()], _rows(1)) is None
+
+
+def test_replies_in_batches_are_those_asked_for_one_by_one(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(churning, "NEW_TOKENS", 12)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+    documents = [
+        {"messages": [{"role": "user", "content": "milk " * (1 + 3 * i)}, {"role": "assistant", "content": "ok"}]}
+        for i in (4, 0, 2, 1)
+    ]
+    alone = []
+    for document in documents:
+        prompt = tokenizer.apply_chat_template(document["messages"][:1], tokenize=False, add_generation_prompt=True)
+        ids = tokenizer(prompt, return_tensors="pt").input_ids
+        start = ids.shape[1]
+        for _ in range(12):  # no cache, no padding
+            with torch.inference_mode():
+                ids = torch.cat([ids, model(ids, use_cache=False).logits[:, -1].argmax(-1, keepdim=True)], 1)
+        text = tokenizer.decode(ids[0, start:])
+        alone.append(text.split(tokenizer.eos_token)[0])
+    assert replies(model, tokenizer, documents) == alone
+    assert len(set(alone)) > 1
+
+
+def test_the_held_out_loss_is_the_mean_over_learned_tokens(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trimtab.models.train.loop.bfloat16_is_fast", lambda: False)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    model = fresh_adapter(tiny_model, Recipe(steps=1, lr=1e-3), seed=0)
+    held = Held(tuple(_rows(7)))
+    whole = packed(tokenizer, held, 64, batch=100)
+    parts = packed(tokenizer, held, 16, batch=1)  # rows as long as the longest conversation needs
+    assert len(parts) > 1
+    assert held_loss(model, whole) == pytest.approx(held_loss(model, parts), abs=1e-4)
+    assert held_loss(model, []) is None
+    assert packed(tokenizer, Held(()), 64) == []
+
+
+def test_a_placement_adapts_what_it_names_and_no_other_layer(tiny_model: Path) -> None:
+    recipe = Recipe(steps=1, lr=1e-3, rank=2)
+    for name, fields in placements(3).items():
+        model = fresh_adapter(tiny_model, recipe.model_copy(update=fields), seed=0)
+        trained = [n for n, p in model.named_parameters() if p.requires_grad]
+        modules = {n.split(".lora_")[0].split(".layers.")[1] for n in trained}
+        layers = {int(m.split(".")[0]) for m in modules}
+        assert layers == ({1, 2} if name == "top" else {0, 1, 2}), name
+        assert {m.split(".")[-1] for m in modules} == set(fields["targets"]), name
+    with pytest.raises(BadInput, match="3 layers, 0 to 2"):
+        fresh_adapter(tiny_model, recipe.model_copy(update={"layers_from": 3}), seed=0)
+
+
+def test_an_adapter_of_the_top_layers_is_one_that_peft_and_the_engine_load(
+    tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from peft import PeftModel
+
+    recipe = tmp_path / "top.yaml"
+    recipe.write_text(RECIPE.replace("}", ", layers_from: 1}"))
+    data = _write(tmp_path / "mine.jsonl", _rows(12))
+    options = ["--data", str(data), "--recipe", str(recipe), "--base", str(tiny_model), "--out", str(tmp_path / "top")]
+    assert main(["train", "adapter", "mine", *options, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["recipe"]["layers_from"] == 1
+    tensors = load_file(tmp_path / "top" / "adapter_model.safetensors")
+    assert {name.split(".layers.")[1][0] for name in tensors} == {"1", "2"}
+    base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+    loaded = PeftModel.from_pretrained(base, tmp_path / "top").state_dict()
+    for name, tensor in tensors.items():
+        assert torch.equal(loaded[name.replace(".weight", ".default.weight")], tensor), name
+
+
+def _arm(name: str, pair: tuple[float, float] | None, parameters: int) -> Arm:
+    return Arm(name, ("q_proj",), None, {1e-3: 1.0}, 1e-3, False, pair, None, parameters, 1.0)
+
+
+def test_a_difference_inside_the_noise_is_not_called_one() -> None:
+    far = judged([_arm("a", (1.0, 1.02), 10), _arm("b", (2.0, 2.02), 5)], {}, 1)
+    assert (far.best, far.alike, far.smallest) == ("a", ("a",), "a")
+    assert far.noise == pytest.approx(0.01)  # sd of a seed 0.02 / sqrt 2, of a mean of two 0.01
+    near = judged([_arm("a", (1.0, 1.02), 10), _arm("b", (1.03, 1.01), 5), _arm("c", None, 1)], {}, 1)
+    assert (near.best, near.alike, near.smallest) == ("a", ("a", "b"), "b")
+    assert judged([_arm("c", None, 1)], {}, 1).best is None
+
+
+def test_a_shorter_run_keeps_the_shape_of_its_schedule() -> None:
+    short = shortened(Recipe(steps=200, warmup=20, decay=100, lr=1.0), 40)
+    assert (short.steps, short.warmup, short.decay) == (40, 4, 20)
+
+
+def test_placements_are_compared_by_one_command(
+    tmp_path: Path, tiny_model: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = _write(tmp_path / "mine.jsonl", _rows(12))
+    options = ["--data", str(data), "--recipe", str(recipe), "--base", str(tiny_model), "--steps", "2"]
+    options += ["--rates", "1e-3", "2e-3", "4e-3", "8e-3", "--plot", str(tmp_path / "place.png")]
+    assert main(["train", "place", *options, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [arm["name"] for arm in found["arms"]] == ["qv", "attention", "mlp", "all", "top"]
+    for arm in found["arms"]:
+        losses = {float(rate): loss for rate, loss in arm["losses"].items()}
+        assert losses.keys() == {1e-3, 2e-3, 4e-3, 8e-3}
+        assert losses[arm["rate"]] == min(losses.values()) == arm["pair"][0]
+        assert arm["loss"] == pytest.approx(sum(arm["pair"]) / 2)
+        assert arm["at_edge"] == (arm["rate"] in (1e-3, 8e-3))
+        assert arm["parameters"] > 0 < arm["seconds"]
+    assert found["best"] == min(found["arms"], key=lambda arm: arm["loss"])["name"]
+    assert found["best"] in found["alike"]
+    assert found["smallest"] in found["alike"]
+    assert (tmp_path / "place.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["train", "place", *options[:-4], "4e-3"]) == 2
+    assert "at least 4 different learning rates" in capsys.readouterr().err
