@@ -70,6 +70,10 @@ def head_loss(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor)
 _compiled_head_loss = torch.compile(head_loss, dynamic=True)
 
 
+PAYS = 60
+"""Steps from which compiling pays: it takes about as long as that many are sped up by."""
+
+
 def can_compile() -> bool:
     """Whether torch.compile has the C++ compiler it needs on the CPU; without one a run is slower, not different."""
     return shutil.which(os.environ.get("CXX", "g++")) is not None
@@ -260,7 +264,7 @@ def fit(
     steppers = optimizers(named, recipe)
     start, curve = load_checkpoint(checkpoint, named, steppers, recipe) if checkpoint else (0, [])
     backbone = backbone_of(model)
-    compiled = recipe.compile and can_compile()
+    compiled = recipe.compile and recipe.steps - start >= PAYS and can_compile()
     if compiled:
         backbone = torch.compile(backbone, dynamic=False)
     with in_blocks(model):
