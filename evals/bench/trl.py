@@ -95,7 +95,7 @@ def train(
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     import datasets
-    from transformers import TrainerCallback
+    from transformers import PrinterCallback, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
     from ...models.train.loop import bfloat16_is_fast
@@ -160,6 +160,7 @@ def train(
             processing_class=tokenizer,
             callbacks=[Turns()],
         )
+        trainer.remove_callback(PrinterCallback)  # it prints to stdout
         collate = trainer.data_collator
 
         def counted(rows: list[dict[str, Any]]) -> Any:

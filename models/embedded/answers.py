@@ -85,7 +85,11 @@ def tag(words: Sequence[str]) -> dict[str, str]:
     return {"role": "system", "content": f"Style: {', '.join(words)}."}
 
 
-def open_document(rng: random.Random, relevant: Sequence[str] = tuple(AXES)) -> tuple[Style, list[dict[str, Any]]]:
+RARE = {"confirm": 2.0, "verify": 2.0, "units": 3.0}
+"""How much oftener a tag names a behaviour that shows in few requests only."""
+
+
+def open_document(rng: random.Random, relevant: Sequence[str]) -> tuple[Style, list[dict[str, Any]]]:
     """A document's style, and the messages it opens with: the leading tag in four documents of ten, else none.
 
     Args:
@@ -94,16 +98,20 @@ def open_document(rng: random.Random, relevant: Sequence[str] = tuple(AXES)) -> 
     style = draw_style(rng)
     if rng.random() >= 0.4:
         return style, []
-    axes = rng.sample(list(relevant), min(len(relevant), rng.choice((1, 1, 2, 3))))
-    return style, [tag(style.words(axes))]
+    # Without repeats, each by its weight (Efraimidis and Spirakis 2006, algorithm A).
+    drawn = sorted(relevant, key=lambda axis: -(rng.random() ** (1 / RARE.get(axis, 1.0))))
+    return style, [tag(style.words(drawn[: rng.choice((1, 1, 2, 3))]))]
+
+
+def named(opening: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The behaviours that a document's tag names."""
+    words = {w for m in opening for w in str(m["content"]).removeprefix("Style: ").rstrip(".").split(", ")}
+    return {axis for axis, sides in AXES.items() if words & set(sides)}
 
 
 def redrawn(rng: random.Random, style: Style, opening: Sequence[Mapping[str, Any]]) -> Style:
     """A new style for another conversation with the same opening: what its tag names stays."""
-    words = [w for m in opening for w in str(m["content"]).removeprefix("Style: ").rstrip(".").split(", ")]
-    fresh = draw_style(rng)
-    named = {axis for axis, sides in AXES.items() if set(sides) & set(words)}
-    return replace(fresh, **{axis: getattr(style, axis) for axis in named})
+    return replace(draw_style(rng), **{axis: getattr(style, axis) for axis in named(opening)})
 
 
 def word_answer(style: Style, facts: Any, tools: Sequence[str], rng: random.Random) -> str:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import date, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,17 +24,21 @@ from ...tools.builtin.state import seed as seed_state
 from ...tools.builtin.state import snapshot
 from ...tools.builtin.tables import make_tables
 from . import random_tools
-from .answers import AXES, PLAIN, Style, open_document, redrawn, styled, tag, word_answer
+from .answers import AXES, PLAIN, RARE, Style, named, open_document, redrawn, styled, tag, word_answer
 from .families import Dialogue, phrasings, play, refuse, request
 from .intents import INTENTS
 from .intents.common import Intent
 
 Split = Literal["train", "test"]
 Document = dict[str, Any]
-MADE_UP = 0.3
+MADE_UP = 0.35
 """Share of groups with made-up tools in the base's corpus of the families."""
 HARD = {"chain": 1.6, "single": 1.0, "missing": 0.8}
 """How often an intent of each group is drawn, relative to the others."""
+SOUGHT = 4.0
+"""How much oftener an intent is drawn in which a behaviour shows that the tag names and few intents show."""
+STATELESS = {*FAMILIES["calc"], *FAMILIES["dates"]}
+"""Tools that leave nothing behind."""
 SLIPS = 0.25
 """Share of requests with a value that a tool can mend in which it is misspelt."""
 
@@ -46,10 +51,13 @@ class World:
         self.today = date(2026, 5, 12)
         self.tools = builtin_tools(home, today=lambda: self.today)
         self.specs = {name: self.tools.get(name).spec() for family in FAMILIES.values() for name in family}
+        self._clean = False
 
     def reset(self, rng: random.Random) -> None:
         """Empty the state and move today."""
-        seed_state(self.home, {})
+        if not self._clean:
+            seed_state(self.home, {})
+            self._clean = True
         self.today = date(2024, 1, 1) + timedelta(days=rng.randrange(2000))
 
     def run(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -57,6 +65,7 @@ class World:
 
         Three names that are no tools prepare a world: `receive_mail`, `make_tables`, `make_orders`.
         """
+        self._clean = self._clean and name in STATELESS
         if name == "receive_mail":
             receive(self.home / "office.db", **arguments)
         elif name == "make_tables":
@@ -112,7 +121,7 @@ def family_group(
     opening: list[dict[str, Any]] = []
     drawn = style
     if drawn is None:
-        drawn, opening = open_document(rng)
+        drawn, opening = open_document(rng, axes_of(family))
     used: set[str] = set()
     played = []
     for _ in range(count):
@@ -123,7 +132,7 @@ def family_group(
                 own = replace(own, language=False, confirm=False, verify=False, units=True)
         turns: list[dict[str, Any]] = []
         for _ in range(rng.choice((1, 1, 1, 1, 2))):
-            dialogue = _dialogue(rng, world, family, split, own)
+            dialogue = _dialogue(rng, world, family, split, own, named(opening))
             used |= {name for name, _ in dialogue.calls}
             turns += dialogue.turns
         played.append(turns)
@@ -131,7 +140,9 @@ def family_group(
     return [{"family": family, "messages": [*opening, *turns], "tools": tools} for turns in played]
 
 
-def _dialogue(rng: random.Random, world: World, family: str, split: Split, style: Style) -> Dialogue:
+def _dialogue(
+    rng: random.Random, world: World, family: str, split: Split, style: Style, sought: Collection[str]
+) -> Dialogue:
     world.reset(rng)
     roll = rng.random()
     if roll < 0.07:
@@ -140,14 +151,31 @@ def _dialogue(rng: random.Random, world: World, family: str, split: Split, style
         return refuse(split, "chat", rng, style)
     if roll < 0.115:
         return refuse(split, "other", rng, style, [foreign_request(rng, family, split)])
-    intent = draw_intent(rng, family)
+    intent = draw_intent(rng, family, sought)
     return play(split, family, intent, rng, style, world.run, slip=rng.random() < SLIPS)
 
 
-def draw_intent(rng: random.Random, family: str) -> str:
-    """One intent of a family; chains, which are harder, more often."""
+def draw_intent(rng: random.Random, family: str, sought: Collection[str] = ()) -> str:
+    """One intent of a family; chains, which are harder, more often, and those in which a behaviour of `sought` shows
+    that shows in few."""
     intents = INTENTS[family]
-    return rng.choices(list(intents), [HARD[i.group] for i in intents.values()])[0]
+    weights = [
+        HARD[intent.group] * (SOUGHT if any(_few_show(axis, intent) for axis in sought) else 1.0)
+        for intent in intents.values()
+    ]
+    return rng.choices(list(intents), weights)[0]
+
+
+def _few_show(axis: str, intent: Intent) -> bool:
+    """Whether an intent shows a behaviour that most intents cannot show."""
+    return bool({"confirm": intent.confirm, "verify": intent.verify, "units": intent.units}.get(axis))
+
+
+@cache
+def axes_of(family: str) -> tuple[str, ...]:
+    """The behaviours that can show in a family's documents."""
+    intents = INTENTS[family].values()
+    return tuple(axis for axis in AXES if axis not in RARE or any(_few_show(axis, intent) for intent in intents))
 
 
 def foreign_request(rng: random.Random, family: str, split: Split) -> str:
@@ -298,7 +326,10 @@ def _shows(axis: str, intent: Intent) -> bool:
         return intent.units
     if intent.group != "single" or intent.units:
         return False
-    return {"confirm": intent.confirm, "verify": intent.verify}.get(axis, True) is not None
+    if axis in RARE:
+        return _few_show(axis, intent)
+    # After a change the next reply may be one more call, to verify it, which shows no side of the others.
+    return intent.verify is None
 
 
 def behaviour_prompts(

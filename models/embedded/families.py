@@ -23,6 +23,11 @@ from .random_tools import NO_TOOL
 
 COMMUTATIVE = {"calculate.add", "calculate.multiply"}
 YES = ("yes", "Yes.", "yes please", "sure", "go ahead", "ok", "Yes, do it.", "please do", "yep", "fine", "do it")
+GREETINGS = (
+    *("hi, ", "Hello! ", "hey ", "Please: ", "ok, ", "Quick one: ", "so, ", "Good morning. ", "Next: ", "Right, "),
+    *("Sorry to bother you. ", "um, ", "One more thing: ", "Hey there, ", "alright: ", "Hi! ", "Just a second - "),
+)
+THANKS = (" thanks", " Thanks!", " please", " Thank you.", " asap", " - thanks a lot", ", if you can", " now", " ok?")
 CHAT = Facts(
     "I am here to help",
     "I am a small assistant that works with tools",
@@ -89,10 +94,10 @@ def _spoken(rng: random.Random, text: str) -> str:
         return text.lower() if "{" not in text else text[:1].lower() + text[1:]
     if roll < 0.1:
         return text.rstrip(".?!")
-    if roll < 0.14:
-        return f"{rng.choice(('hi, ', 'Hello! ', 'hey ', 'Please: ', 'ok, ', 'Quick one: ', 'so, '))}{text}"
-    if roll < 0.17:
-        return f"{text}{rng.choice((' thanks', ' Thanks!', ' please', ' Thank you.', ' asap'))}"
+    if roll < 0.15:
+        return rng.choice(GREETINGS) + text
+    if roll < 0.19:
+        return text + rng.choice(THANKS)
     return text
 
 

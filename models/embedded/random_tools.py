@@ -250,13 +250,13 @@ def _turn(rng: random.Random, style: Style, tools: list[MadeUpTool]) -> list[dic
 
     made = rng.choice(tools)
     roll = rng.random()
-    if roll < 0.1:
+    if roll < 0.13:
         absent = draw_tools(rng, 1)[0]
         if absent.thing not in {t.thing for t in tools}:
             return [{"role": "user", "content": ask(rng, absent, _arguments(rng, absent))}, answer(NO_TOOL)]
     arguments = _arguments(rng, made)
     required = [p for p in made.parameters if p.required]
-    if roll < 0.16 and required:
+    if roll < 0.19 and required:
         missing = rng.choice(required)
         given = {k: v for k, v in arguments.items() if k != missing.name}
         turn = [
@@ -264,7 +264,7 @@ def _turn(rng: random.Random, style: Style, tools: list[MadeUpTool]) -> list[dic
             {"role": "assistant", "content": f"{'Welches' if style.language else 'Which'} {missing.noun}?"},
             {"role": "user", "content": _spoken(rng, missing, arguments[missing.name])},
         ]
-    elif roll < 0.24 and len(tools) > 1:
+    elif roll < 0.27 and len(tools) > 1:
         second = rng.choice(tools)
         others = _arguments(rng, second)
         first = ask(rng, made, arguments).rstrip(".?")

@@ -154,7 +154,8 @@ HELD_OUT = Lexicon(
     "altitude brightness depth diameter flavour frequency gender humidity intensity latitude mood origin pressure "
     "rhythm salary shade signature spacing speed strength texture thickness torque velocity warranty".split(),
 )
-"""Words that no training document holds: what a base model reads in these signatures it reads for the first time."""
+"""Words that no made-up tool, value or copied text of the training holds: what a base model reads in these signatures
+it reads for the first time."""
 
 
 @cache
@@ -184,13 +185,13 @@ def pseudo_word(rng: random.Random) -> str:
 
 
 def word(rng: random.Random, real: float = 0.4, nouns: Sequence[str] = NOUNS) -> str:
-    """One lower-case word: a thing with probability `real`, else an everyday word, a pseudo-word, pieces of words, or,
-    rarely, plain letter noise."""
+    """One lower-case word that may name something: a thing with probability `real`, else a word of the phrasings that
+    builds no sentences, a pseudo-word, pieces of words, or, rarely, plain letter noise."""
     if rng.random() < real:
         return rng.choice(nouns)
     roll = rng.random()
     if roll < 0.25:
-        return everyday(rng).lower()
+        return rng.choice(_naming())
     if roll < 0.65:
         return pseudo_word(rng)
     if roll < 0.93:
@@ -206,7 +207,8 @@ def mashed_word(rng: random.Random) -> str:
         size = min(len(source), rng.randint(2, 6))
         start = rng.choice((0, len(source) - size, rng.randint(0, len(source) - size)))
         parts.append(source[start : start + size])
-    return "".join(parts)
+    made = "".join(parts)
+    return mashed_word(rng) if made in GRAMMAR else made
 
 
 def phrase(rng: random.Random, low: int = 1, high: int = 4) -> str:
@@ -318,6 +320,30 @@ COMMON = (
 """Everyday words of requests and answers; the tokenizer gives them tokens of their own."""
 
 
+GRAMMAR = frozenset(
+    "what when where which who whom whose how why is are was were be been being am do does did done doing can could "
+    "will would should shall may might must have has had having the a an and or but nor so if then than else to in on "
+    "of at by for from with without within into onto out off up down over under about after before between until till "
+    "since during through across against along among around behind below beside above near next per via as it its this "
+    "that these those there here me my mine you your yours we our ours us i he she him her his hers they them their "
+    "not no yes none nothing never ever also too just only still yet already again once more most less least much many "
+    "few some any all both each every other others another same such very really please thanks thank hello hi hey ok "
+    "need needs want wants like let lets make makes give gives show shows tell tells put puts take takes get gets got "
+    "go goes going come comes say says said see ask asks keep keeps use used using know think look looks find found "
+    "add added remove removed delete deleted set change changed move moved send sent read write written open close "
+    "list listed save saved check called call named name today tomorrow yesterday now later soon plus minus times "
+    "divided multiplied equals true false null one two three first second last don doesn didn isn aren wasn won can't "
+    "couldn wouldn shouldn haven hasn hadn ll ve re im id ive ill whats".split()
+)
+"""Words that build sentences: a request in which one of them is a name has no right reading."""
+
+
+@cache
+def _naming() -> tuple[str, ...]:
+    """The everyday words, lower-case, that may name something."""
+    return tuple(sorted({w.lower() for w in _everyday() if len(w) > 2} - GRAMMAR))
+
+
 def everyday(rng: random.Random) -> str:
     """An everyday word, a month or a weekday. Whatever has a token of its own must be seen from the start: embeddings
     that a training run never sees collapse into one (arXiv 1907.12009, section 4)."""
@@ -333,4 +359,5 @@ def _everyday() -> tuple[str, ...]:
     for file in sorted((Path(__file__).parent / "phrasings" / "train").glob("*.yaml")):
         for texts in yaml.safe_load(file.read_text()).values():
             found |= {w for text in texts for w in re.findall(r"[^\W\d_]+", re.sub(r"\{.*?\}", " ", text))}
-    return tuple(sorted(found))
+    held_out = {*HELD_OUT.verbs, *HELD_OUT.nouns, *HELD_OUT.parameters}
+    return tuple(sorted(w for w in found if w.lower() not in held_out))

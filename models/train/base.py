@@ -30,19 +30,18 @@ COPY_FIRST = 4
 """Chunks at the start with much pure copying, which sharpens the heads that copy."""
 
 
-def make_tokenizer(directory: Path, documents: int = 6000, seed: int = 7) -> None:
-    """Train the tokenizer on made-up words, everyday ones and the words of the families, and write it into
-    `directory`."""
-    from ..embedded import answers
+def make_tokenizer(directory: Path, documents: int = 4000, seed: int = 7) -> None:
+    """Train the tokenizer on documents of the corpus and on everyday words, and write it into `directory`."""
+    from ..embedded.corpus import base_documents, open_world
 
     rng = random.Random(seed)
-    texts = [" ".join(words.everyday(rng) for _ in range(60)) for _ in range(3000)]
-    spoken = (*answers.OPENINGS.values(), *answers.CLOSINGS.values(), answers.DETAILED.values())
-    texts += [" ".join(text for group in spoken for text in group)] * 100
-    for _ in range(documents):
-        document = random_tools.document(rng)
-        texts += [str(m["content"]) for m in document["messages"] if m["content"]]
-        texts += [t["function"]["name"] for t in document["tools"]]
+    texts = [" ".join(words.everyday(rng) for _ in range(60)) for _ in range(1000)]
+    with open_world() as world:
+        for document in itertools.islice(base_documents(seed, world), documents):
+            texts += [str(m["content"]) for m in document["messages"] if m["content"]]
+            for tool in document["tools"]:
+                function = tool["function"]
+                texts += [function["name"], function["description"], " ".join(function["parameters"]["properties"])]
     train_tokenizer(texts, directory)
 
 
@@ -171,9 +170,8 @@ def train_base(
 
         def documents(chunk: int) -> Iterator[dict[str, Any]]:
             seed = recipe.seed * 1_000_003 + chunk
-            if recipe.mix == "made-up":
-                first = go_on_from is None and chunk < COPY_FIRST
-                return random_tools.documents(seed, copy_share=0.4 if first else 0.04)
+            if chunk * CHUNK < recipe.made_up:
+                return random_tools.documents(seed, copy_share=0.4 if chunk < COPY_FIRST else 0.04)
             from ..embedded.corpus import base_documents
 
             return base_documents(seed, world())
@@ -186,7 +184,7 @@ def train_base(
             checkpoint=work / "checkpoint",
             report=report,
         )
-        sample = list(itertools.islice(documents(100), 500))
+        sample = list(itertools.islice(documents(recipe.steps // CHUNK), 500))
     write_model(model, tokenizer_home, directory)
     card = {
         "name": name,

@@ -165,7 +165,7 @@ def run_base(args: argparse.Namespace) -> int:
     from .recipe import load_recipe
 
     recipes = {SMALL: RECIPES / "nano.yaml", LARGE: RECIPES / "large.yaml"}
-    usual = RECIPES / "nano_families.yaml" if args.go_on_from else recipes.get(args.name)
+    usual = RECIPES / "nano_more.yaml" if args.go_on_from else recipes.get(args.name)
     if usual is None or args.name not in recipes:
         raise NotFound(f"no recipe for a base model {args.name!r}", fix=f"Known: {', '.join(recipes)}")
     _threads(args)

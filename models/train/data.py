@@ -176,7 +176,7 @@ def clumps(examples: Iterable[Example], length: int) -> Iterator[Clump]:
         yield Clump(opening, tuple(members))
 
 
-def pack(examples: Iterable[Example], length: int, open_rows: int = 24) -> Iterator[list[Clump]]:
+def pack(examples: Iterable[Example], length: int, open_rows: int = 64) -> Iterator[list[Clump]]:
     """Fill rows of `length` tokens with whole clumps, best fit over a few open rows."""
     rows: list[tuple[int, list[Clump]]] = []
     for clump in clumps(examples, length):

@@ -34,7 +34,7 @@ class Recipe(BaseModel):
     compile: bool = False
     optimizer: Literal["adamw", "muon"] = "adamw"
     value_ratio: float = Field(1.0, gt=0, description="learning rate of value projections over that of the others")
-    mix: Literal["made-up", "families"] = Field("families", description="base models: what the corpus is made of")
+    made_up: int = Field(0, ge=0, description="base models: steps at the start with made-up tools only")
     layers: int = 6
     hidden: int = 256
     intermediate: int = 704
