@@ -89,14 +89,21 @@ RARE = {"confirm": 2.0, "verify": 2.0, "units": 3.0}
 """How much oftener a tag names a behaviour that shows in few requests only."""
 
 
-def open_document(rng: random.Random, relevant: Sequence[str]) -> tuple[Style, list[dict[str, Any]]]:
+TAGGED = 0.4
+"""Share of documents with a leading tag."""
+
+
+def open_document(
+    rng: random.Random, relevant: Sequence[str], tagged: float = TAGGED
+) -> tuple[Style, list[dict[str, Any]]]:
     """A document's style, and the messages it opens with: the leading tag in four documents of ten, else none.
 
     Args:
         relevant: the behaviours that can show in the document; a tag names one to three of these.
+        tagged: share of documents with a tag.
     """
     style = draw_style(rng)
-    if rng.random() >= 0.4:
+    if rng.random() >= tagged:
         return style, []
     # Without repeats, each by its weight (Efraimidis and Spirakis 2006, algorithm A).
     drawn = sorted(relevant, key=lambda axis: -(rng.random() ** (1 / RARE.get(axis, 1.0))))

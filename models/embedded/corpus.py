@@ -24,7 +24,7 @@ from ...tools.builtin.state import seed as seed_state
 from ...tools.builtin.state import snapshot
 from ...tools.builtin.tables import make_tables
 from . import random_tools
-from .answers import AXES, PLAIN, RARE, Style, named, open_document, redrawn, styled, tag, word_answer
+from .answers import AXES, PLAIN, RARE, TAGGED, Style, named, open_document, redrawn, styled, tag, word_answer
 from .families import Dialogue, phrasings, play, refuse, request
 from .intents import INTENTS
 from .intents.common import Intent
@@ -37,6 +37,10 @@ HARD = {"chain": 1.6, "single": 1.0, "missing": 0.8}
 """How often an intent of each group is drawn, relative to the others."""
 SOUGHT = 4.0
 """How much oftener an intent is drawn in which a behaviour shows that the tag names and few intents show."""
+FOREIGN = (0.03, 0.06)
+"""Share of requests for another family's tools: for the base, and for a specialist."""
+SPECIALIST_TAGGED = 0.2
+"""Share of a specialist's groups with a tag."""
 STATELESS = {*FAMILIES["calc"], *FAMILIES["dates"]}
 """Tools that leave nothing behind."""
 SLIPS = 0.25
@@ -116,12 +120,13 @@ def family_group(
     Args:
         whole: share of groups that show all tools of the family in their usual order.
         style: fixed style without a tag; None draws one and tags four groups of ten.
-        specialist: without a tag, answer in English and act at once: what a family's adapter is for.
+        specialist: without a tag, answer in English and act at once: what a family's adapter is for. Fewer groups
+            have a tag, and more requests are such that only other families could serve them.
     """
     opening: list[dict[str, Any]] = []
     drawn = style
     if drawn is None:
-        drawn, opening = open_document(rng, axes_of(family))
+        drawn, opening = open_document(rng, axes_of(family), SPECIALIST_TAGGED if specialist else TAGGED)
     used: set[str] = set()
     played = []
     for _ in range(count):
@@ -132,7 +137,8 @@ def family_group(
                 own = replace(own, language=False, confirm=False, verify=False, units=True)
         turns: list[dict[str, Any]] = []
         for _ in range(rng.choice((1, 1, 1, 1, 2))):
-            dialogue = _dialogue(rng, world, family, split, own, named(opening))
+            foreign = FOREIGN[1 if specialist else 0]
+            dialogue = _dialogue(rng, world, family, split, own, named(opening), foreign)
             used |= {name for name, _ in dialogue.calls}
             turns += dialogue.turns
         played.append(turns)
@@ -141,7 +147,13 @@ def family_group(
 
 
 def _dialogue(
-    rng: random.Random, world: World, family: str, split: Split, style: Style, sought: Collection[str]
+    rng: random.Random,
+    world: World,
+    family: str,
+    split: Split,
+    style: Style,
+    sought: Collection[str],
+    foreign: float,
 ) -> Dialogue:
     world.reset(rng)
     roll = rng.random()
@@ -149,7 +161,7 @@ def _dialogue(
         return refuse(split, "other", rng, style)
     if roll < 0.085:
         return refuse(split, "chat", rng, style)
-    if roll < 0.115:
+    if roll < 0.085 + foreign:
         return refuse(split, "other", rng, style, [foreign_request(rng, family, split)])
     intent = draw_intent(rng, family, sought)
     return play(split, family, intent, rng, style, world.run, slip=rng.random() < SLIPS)

@@ -7,10 +7,8 @@ import json
 import random
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
-from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -23,6 +21,9 @@ from .initial import copying_heads
 from .loop import Point, fit
 from .recipe import Recipe
 from .variants import Variants
+
+if TYPE_CHECKING:
+    from ..embedded.corpus import World
 
 CHUNK = 25
 """Steps whose documents share one seed; resuming regenerates at most one chunk."""
@@ -64,6 +65,23 @@ def chunked(
                     yield to_rows(batch, recipe.length)
 
     return batches
+
+
+def corpus(recipe: Recipe, world: World, *, fresh: bool = True) -> Callable[[int], Iterator[dict[str, Any]]]:
+    """The base's corpus by the number of a chunk: made-up tools first, then all families beside them.
+
+    Args:
+        fresh: whether the model starts from scratch, and needs much pure copying at first.
+    """
+    from ..embedded.corpus import base_documents
+
+    def documents(chunk: int) -> Iterator[dict[str, Any]]:
+        seed = recipe.seed * 1_000_003 + chunk
+        if chunk * CHUNK < recipe.made_up:
+            return random_tools.documents(seed, copy_share=0.4 if fresh and chunk < COPY_FIRST else 0.04)
+        return base_documents(seed, world)
+
+    return documents
 
 
 def new_model(recipe: Recipe, vocabulary: int, variants: Variants | None = None) -> Any:
@@ -146,6 +164,8 @@ def train_base(
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from ..embedded.corpus import open_world
+
     tokenizer_home = grow_from or go_on_from or work / "tokenizer"
     if not (tokenizer_home / "tokenizer.json").exists():
         make_tokenizer(tokenizer_home)
@@ -160,22 +180,8 @@ def train_base(
         model = grown_model(grow_from, recipe)
     else:
         model = new_model(recipe, len(tokenizer), variants)
-    with ExitStack() as stack:
-
-        @cache
-        def world() -> Any:
-            from ..embedded.corpus import open_world
-
-            return stack.enter_context(open_world())
-
-        def documents(chunk: int) -> Iterator[dict[str, Any]]:
-            seed = recipe.seed * 1_000_003 + chunk
-            if chunk * CHUNK < recipe.made_up:
-                return random_tools.documents(seed, copy_share=0.4 if chunk < COPY_FIRST else 0.04)
-            from ..embedded.corpus import base_documents
-
-            return base_documents(seed, world())
-
+    with open_world() as world:
+        documents = corpus(recipe, world, fresh=go_on_from is None and grow_from is None)
         curve = fit(
             model,
             recipe,

@@ -68,6 +68,22 @@ def add_commands(subparsers: Any) -> Any:
     place.add_argument("--json", action="store_true", help="print one JSON document")
     place.set_defaults(handler=run_place)
 
+    sizes = parts.add_parser(
+        "sizes",
+        help="find how large a base is best for the time there is",
+        description="Train base models of several shapes for the same time and compare their held-out loss.",
+    )
+    sizes.add_argument("--minutes", type=float, default=4.0, metavar="M", help="of training a shape (default: 4)")
+    sizes.add_argument(
+        "--shapes", nargs="+", metavar="LxH", help="layers x width, such as 6x256 (default: four of them)"
+    )
+    sizes.add_argument("--recipe", type=Path, help="a recipe file; that of trimtab-nano by default")
+    sizes.add_argument("--work", type=Path, help="folder for the tokenizer")
+    sizes.add_argument("--plot", type=Path, metavar="FILE", help="a .png file: loss against seconds")
+    sizes.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
+    sizes.add_argument("--json", action="store_true", help="print one JSON document")
+    sizes.set_defaults(handler=run_sizes)
+
     data = parts.add_parser("data", help="write the contrast pairs and the suites that are made from the corpus")
     data.add_argument("--pairs", type=Path, help="folder for contrast pairs (default: their place in the package)")
     data.add_argument("--suites", type=Path, help="folder for suites (default: their place in the package)")
@@ -239,6 +255,41 @@ def run_place(args: argparse.Namespace) -> int:
     if args.plot is not None:
         write_atomic(args.plot, rates_png(found))
     print(json.dumps(found.to_json(), indent=2) if args.json else table(found))
+    return 0
+
+
+def run_sizes(args: argparse.Namespace) -> int:
+    """`trimtab train sizes`."""
+    import re
+
+    from ...errors import BadInput
+    from ...home import home, write_atomic
+    from .picture import sizes_png
+    from .recipe import load_recipe
+    from .sizes import HEAD, SHAPES, Shape, compare, table
+
+    if args.plot is not None and args.plot.suffix.lower() != ".png":
+        raise BadInput("the picture is drawn as PNG", where=f"--plot {args.plot}", fix="Name a .png file")
+    if not args.minutes > 0:
+        raise BadInput(f"{args.minutes} is not above 0", where="--minutes")
+    shapes = []
+    for text in args.shapes or ():
+        match = re.fullmatch(r"(\d+)x(\d+)", text)
+        if match is None or int(match[1]) < 2 or int(match[2]) < 3 * HEAD or int(match[2]) % HEAD:
+            raise BadInput(
+                f"{text!r} is no shape",
+                where="--shapes",
+                fix=f"Layers (2 or more) x width (a multiple of {HEAD}), as 6x256",
+            )
+        shapes.append(Shape(int(match[1]), int(match[2])))
+    _threads(args)
+    runs = compare(
+        load_recipe(args.recipe or RECIPES / "nano.yaml"), shapes or SHAPES, args.minutes, args.work or home() / "sizes"
+    )
+    if args.plot is not None:
+        write_atomic(args.plot, sizes_png(runs))
+    document = {"minutes": args.minutes, "runs": [run.to_json() for run in runs]}
+    print(json.dumps(document, indent=2) if args.json else table(runs))
     return 0
 
 

@@ -10,6 +10,7 @@ from .loop import Point
 
 if TYPE_CHECKING:
     from .place import Placement
+    from .sizes import Run
 
 
 def curve_png(curve: Sequence[Point], title: str) -> bytes:
@@ -54,6 +55,25 @@ def rates_png(found: Placement) -> bytes:
     axes.set(title=f"placements, {found.steps} steps (rings: two seeds)", xlabel="learning rate", xscale="log")
     axes.set(ylabel="held-out loss, nats")
     axes.grid(alpha=0.3)
+    axes.legend()
+    return _png(figure)
+
+
+def sizes_png(runs: Sequence[Run]) -> bytes:
+    """Held-out loss of each shape over its seconds of training, as PNG bytes."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for run in runs:
+        label = f"{run.shape.name}, {run.parameters / 1e6:.1f}M parameters"
+        axes.plot([m.seconds for m in run.marks], [m.loss for m in run.marks], marker=".", label=label)
+    axes.set(
+        title="base models of several sizes", xlabel="seconds of training", ylabel="held-out loss, nats", yscale="log"
+    )
+    axes.grid(alpha=0.3, which="both")
     axes.legend()
     return _png(figure)
 

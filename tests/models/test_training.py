@@ -18,10 +18,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+from trimtab.cli import main
 from trimtab.errors import BadInput, FailedRun
 from trimtab.models.embedded import MODELS, SMALL
 from trimtab.models.embedded.template import root_of
-from trimtab.models.train import loop
+from trimtab.models.train import loop, sizes
 from trimtab.models.train.attention import BLOCK, blocks, in_blocks
 from trimtab.models.train.base import grown_model, new_model, train_base
 from trimtab.models.train.data import IGNORE, Clump, Example, Rows, to_rows
@@ -356,3 +357,36 @@ def test_bad_recipes_say_which_field(tmp_path: Path) -> None:
         load_recipe(file)
     with pytest.raises(BadInput, match="no such recipe"):
         load_recipe(tmp_path / "nothing.yaml")
+
+
+def test_sizes_are_compared_by_one_command(
+    words_tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sizes, "MARKS", 2)
+    monkeypatch.setattr(sizes, "HELD_OUT", 6)
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("{steps: 1, made_up: 9, batch: 1, length: 640, lr: 0.004, optimizer: muon}")
+    options = ["--shapes", "2x192", "3x256", "--minutes", "0.0001", "--recipe", str(recipe), "--work"]
+    plot = tmp_path / "sizes.png"
+    before = torch.get_num_threads()
+    try:
+        assert main(["train", "sizes", *options, str(words_tokenizer), "--plot", str(plot), "--json"]) == 0
+    finally:
+        torch.set_num_threads(before)
+    document = json.loads(capsys.readouterr().out)
+    small, large = document["runs"]
+    assert (small["shape"], large["shape"]) == ("2x192", "3x256")
+    assert small["parameters"] < large["parameters"]
+    for run in (small, large):
+        first, last = run["marks"]
+        assert first["tokens"] < last["tokens"]
+        assert last["loss"] < math.log(5000)  # what a guess among all tokens costs is about that
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "options", [["--shapes", "6"], ["--shapes", "6x250"], ["--shapes", "1x256"], ["--minutes", "0"]]
+)
+def test_a_shape_that_is_none_is_told(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "sizes", *options]) == 2
+    assert options[0] in capsys.readouterr().err

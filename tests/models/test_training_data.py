@@ -6,6 +6,7 @@ import itertools
 import json
 import random
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 from trimtab.errors import BadInput
-from trimtab.models.embedded import random_tools
+from trimtab.models.embedded import random_tools, words
+from trimtab.models.embedded.answers import AXES, detect
+from trimtab.models.embedded.corpus import axes_of, base_documents, open_world
 from trimtab.models.embedded.template import root_of
 from trimtab.models.train.data import IGNORE, Encoder, Example, clumps, encode, pack, to_rows
 from trimtab.models.train.examples import fits, hold_back, read_examples
+from trimtab.tools.builtin import FAMILIES
 
 
 @pytest.fixture(scope="module")
@@ -204,3 +208,60 @@ def test_the_corpus_is_the_same_for_the_same_seed() -> None:
     first = list(itertools.islice(random_tools.documents(5, copy_share=0.1), 20))
     assert first == list(itertools.islice(random_tools.documents(5, copy_share=0.1), 20))
     assert first != list(itertools.islice(random_tools.documents(6, copy_share=0.1), 20))
+
+
+def test_what_a_tag_names_shows_in_the_documents_under_it() -> None:
+    """Under `confirm` nothing is destroyed unasked, under `act` nothing is asked first, and so on."""
+    seen: Counter[str] = Counter()
+    with open_world() as world:
+        for document in itertools.islice(base_documents(3, world), 1500):
+            head, *turns = document["messages"]
+            if head["role"] != "system":
+                continue
+            tagged = set(head["content"].removeprefix("Style: ").rstrip(".").split(", "))
+            assert tagged <= {side for sides in AXES.values() for side in sides}
+            said = [m["content"] for m in turns if m["role"] == "assistant" and m["content"]]
+            asked = [text for text in said if detect(text)["confirm"]]
+            if "act" in tagged:
+                assert not asked
+            seen["act"] += "act" in tagged
+            seen["asked"] += "confirm" in tagged and bool(asked)
+            for axis in ("register", "language", "explain", "tone"):
+                first, second = AXES[axis]
+                shown = {detect(text)[axis] for text in said} - {None}
+                if first in tagged or second in tagged:
+                    assert len(shown) <= 1 or axis == "explain"  # without a call there is nothing to explain
+                if axis != "explain":
+                    assert not shown or (first in tagged) <= (True in shown)
+                    assert not shown or (second in tagged) <= (False in shown)
+    assert seen["act"] > 10
+    assert seen["asked"] > 10
+
+
+def test_a_tag_names_what_the_family_can_show() -> None:
+    assert "units" in axes_of("calc")
+    assert not {"confirm", "verify"} & set(axes_of("calc"))
+    assert {"confirm", "verify"} <= set(axes_of("mail"))
+    assert "units" not in axes_of("mail")
+    for family in FAMILIES:
+        assert {"detail", "register", "explain", "language", "tone"} <= set(axes_of(family))
+
+
+def test_a_world_is_emptied_before_each_request() -> None:
+    rng = random.Random(5)
+    with open_world() as world:
+        world.reset(rng)
+        world.run("add_todo", {"item": "milk"})
+        assert world.run("list_todos", {})["todos"] == ["milk"]
+        world.reset(rng)
+        assert world.run("list_todos", {})["todos"] == []
+        world.run("calculate", {"expression": "1 + 1"})
+        world.run("write_file", {"path": "a.txt", "content": "x"})
+        world.reset(rng)
+        assert world.run("list_files", {})["files"] == []
+
+
+def test_hardly_a_name_is_a_word_that_builds_sentences() -> None:
+    rng = random.Random(8)
+    drawn = [words.word(rng, 0.2) for _ in range(3000)]
+    assert sum(w in words.GRAMMAR for w in drawn) < 30  # made up of letters it may happen to be one
