@@ -17,6 +17,7 @@ from ...home import file_sha256, write_atomic
 from ..embedded import random_tools, words
 from ..embedded.template import SPECIAL, train_tokenizer
 from .data import Encoder, Rows, data_hash, pack, to_rows
+from .held import held_loss, of_base, packed
 from .initial import copying_heads
 from .loop import Point, fit
 from .recipe import Recipe
@@ -191,6 +192,8 @@ def train_base(
             report=report,
         )
         sample = list(itertools.islice(documents(recipe.steps // CHUNK), 500))
+        held = of_base(world)
+    loss = held_loss(model, packed(tokenizer, held, recipe.length))
     write_model(model, tokenizer_home, directory)
     card = {
         "name": name,
@@ -202,6 +205,7 @@ def train_base(
         "tokens": curve[-1].tokens,
         "seconds": round(curve[-1].seconds),
         "final_loss": round(sum(p.loss for p in curve[-5:]) / len(curve[-5:]), 4),
+        "scores": {"held_out": held.source, "held_loss": None if loss is None else round(loss, 5)},
     }
     if before is not None:
         card["before"] = before

@@ -163,6 +163,8 @@ def _scores_line(scores: dict[str, Any]) -> str:
     """Held-out scores in words; what is not known is left out."""
     if scores["held_loss"] is None:
         return "nothing was held out to score on"
+    if "seeds" not in scores:
+        return f"held-out loss {scores['held_loss']:.4f} on {scores['held_out']['documents']} conversations"
     line = f"held-out loss {scores['held_loss']:.4f} on {scores['held_out']['documents']} conversations"
     if scores["held_loss_sd"] is not None:
         line += f"; {len(scores['seeds'])} seeds: {scores['held_loss_mean']:.4f} ± {scores['held_loss_sd']:.4f}"

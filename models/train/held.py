@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 COUNT = 64
 """Conversations of a family's test split."""
+BASE_COUNT = 96
+"""The same, for a base model."""
 SEED = 977
 """Which ones: always the same, so that runs compare."""
 
@@ -47,6 +49,23 @@ def of_family(world: World, family: str, style: Style | None, count: int = COUNT
             yield from family_group(
                 rng, world, family, "test", count=4, whole=0.8, style=style, specialist=style is None
             )
+
+    documents = tuple(itertools.islice(groups(), count))
+    return Held(documents, {"split": "test", "documents": len(documents)})
+
+
+def of_base(world: World, count: int = BASE_COUNT) -> Held:
+    """Conversations of every family in the phrasings of the test split, and as many again of made-up tools."""
+    from ...tools.builtin import FAMILIES
+    from ..embedded.corpus import family_group
+    from ..embedded.random_tools import group
+
+    rng = random.Random(SEED)
+
+    def groups() -> Iterator[dict[str, Any]]:
+        for family in itertools.cycle(FAMILIES):
+            yield from family_group(rng, world, family, "test", count=3)
+            yield from group(rng, 3)
 
     documents = tuple(itertools.islice(groups(), count))
     return Held(documents, {"split": "test", "documents": len(documents)})

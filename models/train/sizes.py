@@ -7,11 +7,9 @@ an undiminished learning rate; the last decay of a real run lowers every curve.
 
 from __future__ import annotations
 
-import itertools
-import random
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +19,7 @@ import torch
 
 from .base import chunked, corpus, make_tokenizer, new_model
 from .data import Rows
-from .held import Held, held_loss, packed
+from .held import held_loss, of_base, packed
 from .loop import Point, fit
 from .recipe import Recipe
 from .variants import Variants
@@ -30,9 +28,6 @@ HEAD = 64
 """Width of an attention head."""
 MARKS = 6
 """How often a run is scored."""
-HELD_OUT = 96
-"""Conversations that are scored on: of all families, in test phrasings, and with made-up tools."""
-SEED = 978
 
 
 @dataclass(frozen=True)
@@ -84,23 +79,6 @@ class _Over(Exception):
     """The time is up."""
 
 
-def held_out(world: Any) -> Held:
-    """Conversations of every family in the phrasings of the test split, and as many again of made-up tools."""
-    from ...tools.builtin import FAMILIES
-    from ..embedded.corpus import family_group
-    from ..embedded.random_tools import group
-
-    rng = random.Random(SEED)
-
-    def groups() -> Iterator[dict[str, Any]]:
-        for family in itertools.cycle(FAMILIES):
-            yield from family_group(rng, world, family, "test", count=3)
-            yield from group(rng, 3)
-
-    documents = tuple(itertools.islice(groups(), HELD_OUT))
-    return Held(documents, {"split": "test", "documents": len(documents)})
-
-
 def compare(
     recipe: Recipe,
     shapes: Sequence[Shape],
@@ -123,7 +101,7 @@ def compare(
         make_tokenizer(work)
     tokenizer = AutoTokenizer.from_pretrained(work)
     with open_world() as world:
-        rows = packed(tokenizer, held_out(world), recipe.length)
+        rows = packed(tokenizer, of_base(world), recipe.length)
         found = []
         for shape in shapes:
             found.append(_run(shape, shape.of(recipe), tokenizer, world, rows, minutes * 60, told))

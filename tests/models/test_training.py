@@ -27,6 +27,7 @@ from trimtab.models.train.attention import BLOCK, blocks, in_blocks
 from trimtab.models.train.base import grown_model, new_model, train_base
 from trimtab.models.train.data import IGNORE, Clump, Example, Rows, to_rows
 from trimtab.models.train.health import failure
+from trimtab.models.train.held import of_base
 from trimtab.models.train.loop import Point, fit, learning_rate, loss_of, optimizers, sight
 from trimtab.models.train.recipe import Recipe, load_recipe
 from trimtab.models.train.variants import Variants
@@ -363,7 +364,7 @@ def test_sizes_are_compared_by_one_command(
     words_tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sizes, "MARKS", 2)
-    monkeypatch.setattr(sizes, "HELD_OUT", 6)
+    monkeypatch.setattr(sizes, "of_base", lambda world: of_base(world, 6))
     recipe = tmp_path / "r.yaml"
     recipe.write_text("{steps: 1, made_up: 9, batch: 1, length: 640, lr: 0.004, optimizer: muon}")
     options = ["--shapes", "2x192", "3x256", "--minutes", "0.0001", "--recipe", str(recipe), "--work"]
