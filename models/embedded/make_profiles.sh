@@ -6,7 +6,7 @@ profiles=$here/profiles
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 means=(steer learn means --base trimtab-nano --adapter "$profiles/calc@1/adapter" --pairs "$here/pairs/detail.jsonl"
-  --layers 4 --strength 2 --replace)
+  --layers 3,5 --strength 1.5 --replace)
 trimtab "${means[@]}" --negate --name calc-terse --description "calc, with short answers" --out "$profiles/calc-terse@1"
 trimtab "${means[@]}" --name calc-detailed --description "calc, with full answers" --out "$profiles/calc-detailed@1"
 for side in casual formal; do
