@@ -72,7 +72,7 @@ class Run:
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready."""
-        return {"shape": self.shape.name, **asdict(self)}
+        return {**asdict(self), "shape": self.shape.name}
 
 
 class _Over(Exception):
