@@ -6,9 +6,11 @@ profiles=$here/profiles
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 means=(steer learn means --base trimtab-nano --adapter "$profiles/calc@1/adapter" --pairs "$here/pairs/detail.jsonl"
-  --layers 3,5 --strength 1.5 --replace)
-trimtab "${means[@]}" --negate --name calc-terse --description "calc, with short answers" --out "$profiles/calc-terse@1"
-trimtab "${means[@]}" --name calc-detailed --description "calc, with full answers" --out "$profiles/calc-detailed@1"
+  --layers 3,5 --replace)
+# Stronger towards short answers, and some requests are answered with a question instead of a call.
+trimtab "${means[@]}" --strength 0.6 --negate --name calc-terse --description "calc, with short answers" \
+  --out "$profiles/calc-terse@1"
+trimtab "${means[@]}" --strength 1 --name calc-detailed --description "calc, with full answers" --out "$profiles/calc-detailed@1"
 for side in casual formal; do
   trimtab train adapter "$side" --family calc --style "detailed,$side" --recipe "$here/../train/recipes/style.yaml" \
     --out "${STYLES:-$scratch}/$side"
