@@ -37,8 +37,10 @@ HARD = {"chain": 1.6, "single": 1.0, "missing": 0.8}
 """How often an intent of each group is drawn, relative to the others."""
 SOUGHT = 4.0
 """How much oftener an intent is drawn in which a behaviour shows that the tag names and few intents show."""
-FOREIGN = (0.03, 0.06)
-"""Share of requests for another family's tools: for the base, and for a specialist."""
+FOREIGN = 0.03
+"""Share of requests for another family's tools."""
+SPECIALIST_FOREIGN = 0.06
+"""The same for a specialist."""
 SPECIALIST_TAGGED = 0.2
 """Share of a specialist's groups with a tag."""
 STATELESS = {*FAMILIES["calc"], *FAMILIES["dates"]}
@@ -127,6 +129,7 @@ def family_group(
     drawn = style
     if drawn is None:
         drawn, opening = open_document(rng, axes_of(family), SPECIALIST_TAGGED if specialist else TAGGED)
+    sought, foreign = named(opening), SPECIALIST_FOREIGN if specialist else FOREIGN
     used: set[str] = set()
     played = []
     for _ in range(count):
@@ -137,8 +140,7 @@ def family_group(
                 own = replace(own, language=False, confirm=False, verify=False, units=True)
         turns: list[dict[str, Any]] = []
         for _ in range(rng.choice((1, 1, 1, 1, 2))):
-            foreign = FOREIGN[1 if specialist else 0]
-            dialogue = _dialogue(rng, world, family, split, own, named(opening), foreign)
+            dialogue = _dialogue(rng, world, family, split, own, sought, foreign)
             used |= {name for name, _ in dialogue.calls}
             turns += dialogue.turns
         played.append(turns)

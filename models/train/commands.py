@@ -112,6 +112,14 @@ def _common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the card as JSON")
 
 
+def _need_png(file: Path | None, option: str, what: str) -> None:
+    """Refuse a file that is not named as a PNG, before any work is done for it."""
+    if file is not None and file.suffix.lower() != ".png":
+        from ...errors import BadInput
+
+        raise BadInput(f"the {what} is drawn as PNG", where=f"{option} {file}", fix="Name a .png file")
+
+
 def _threads(args: argparse.Namespace) -> None:
     import os
 
@@ -128,10 +136,7 @@ def _store(args: argparse.Namespace) -> Any:
 
 def _reporter(args: argparse.Namespace) -> Callable[[list[Point], float], None]:
     """Prints the curve to stderr as it grows, and draws it where a picture is asked for."""
-    if args.curve is not None and args.curve.suffix.lower() != ".png":
-        from ...errors import BadInput
-
-        raise BadInput("the curve is drawn as PNG", where=f"--curve {args.curve}", fix="Name a .png file")
+    _need_png(args.curve, "--curve", "curve")
 
     def report(curve: list[Point], left: float) -> None:
         point = curve[-1]
@@ -239,15 +244,13 @@ def run_place(args: argparse.Namespace) -> int:
     """`trimtab train place`."""
     from contextlib import ExitStack
 
-    from ...errors import BadInput
     from ...home import write_atomic
     from ..card import find_model
     from .picture import rates_png
     from .place import RATES, place, table
     from .recipe import load_recipe
 
-    if args.plot is not None and args.plot.suffix.lower() != ".png":
-        raise BadInput("the picture is drawn as PNG", where=f"--plot {args.plot}", fix="Name a .png file")
+    _need_png(args.plot, "--plot", "picture")
     recipe = load_recipe(args.recipe)
     base = find_model(args.base)
     _threads(args)
@@ -270,8 +273,7 @@ def run_sizes(args: argparse.Namespace) -> int:
     from .recipe import load_recipe
     from .sizes import HEAD, SHAPES, Shape, compare, table
 
-    if args.plot is not None and args.plot.suffix.lower() != ".png":
-        raise BadInput("the picture is drawn as PNG", where=f"--plot {args.plot}", fix="Name a .png file")
+    _need_png(args.plot, "--plot", "picture")
     if not args.minutes > 0:
         raise BadInput(f"{args.minutes} is not above 0", where="--minutes")
     shapes = []

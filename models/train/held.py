@@ -50,8 +50,12 @@ def of_family(world: World, family: str, style: Style | None, count: int = COUNT
                 rng, world, family, "test", count=4, whole=0.8, style=style, specialist=style is None
             )
 
-    documents = tuple(itertools.islice(groups(), count))
-    return Held(documents, {"split": "test", "documents": len(documents)})
+    return _of_test(groups(), count)
+
+
+def _of_test(documents: Iterator[dict[str, Any]], count: int) -> Held:
+    chosen = tuple(itertools.islice(documents, count))
+    return Held(chosen, {"split": "test", "documents": len(chosen)})
 
 
 def of_base(world: World, count: int = BASE_COUNT) -> Held:
@@ -67,8 +71,7 @@ def of_base(world: World, count: int = BASE_COUNT) -> Held:
             yield from family_group(rng, world, family, "test", count=3)
             yield from group(rng, 3)
 
-    documents = tuple(itertools.islice(groups(), count))
-    return Held(documents, {"split": "test", "documents": len(documents)})
+    return _of_test(groups(), count)
 
 
 def of_rows(rows: Sequence[dict[str, Any]], out_of: int) -> Held:
