@@ -85,7 +85,7 @@ def tag(words: Sequence[str]) -> dict[str, str]:
     return {"role": "system", "content": f"Style: {', '.join(words)}."}
 
 
-RARE = {"confirm": 2.0, "verify": 2.0, "units": 3.0}
+RARE = {"confirm": 2.0, "verify": 2.0, "units": 10.0}
 """How much oftener a tag names a behaviour that shows in few requests only."""
 
 

@@ -31,11 +31,13 @@ from .intents.common import Intent
 
 Split = Literal["train", "test"]
 Document = dict[str, Any]
-MADE_UP = 0.35
+MADE_UP = 0.6
 """Share of groups with made-up tools in the base's corpus of the families."""
+MIXED = 0.2
+"""Share of groups that also show tools which none of their requests needs: of other families, or made up."""
 HARD = {"chain": 1.6, "single": 1.0, "missing": 0.8}
 """How often an intent of each group is drawn, relative to the others."""
-SOUGHT = 4.0
+SOUGHT = {"confirm": 4.0, "verify": 4.0, "units": 20.0}
 """How much oftener an intent is drawn in which a behaviour shows that the tag names and few intents show."""
 FOREIGN = 0.03
 """Share of requests for another family's tools."""
@@ -101,8 +103,27 @@ def _offered(rng: random.Random, family: str, used: set[str], whole: float) -> l
     if rng.random() < whole:
         return names
     others = [n for n in names if n not in used]
-    shown = [*used, *rng.sample(others, rng.randint(min(1, len(others)), len(others)))]
+    shown = [*sorted(used), *rng.sample(others, rng.randint(min(1, len(others)), len(others)))]
     rng.shuffle(shown)
+    return shown
+
+
+def _bystanders(rng: random.Random, world: World, family: str | None) -> list[dict[str, Any]]:
+    """One to three tools that no request of the family needs, as specifications: of other families, or made up.
+
+    Args:
+        family: None for requests that need made-up tools: all are then of the families.
+    """
+    mine = set(FAMILIES[family]) if family else set()
+    foreign = [name for name in world.specs if name not in mine]
+    count = rng.choice((1, 1, 2, 3))
+    made_up = sum(rng.random() < 0.4 for _ in range(count)) if family else 0
+    shown = [world.specs[name] for name in rng.sample(foreign, count - made_up)]
+    while made_up:
+        tool = random_tools.draw_tools(rng, 1)[0]
+        if not any(part in name for part in tool.thing.split() for name in mine):
+            shown.append(tool.spec())
+            made_up -= 1
     return shown
 
 
@@ -130,6 +151,8 @@ def family_group(
     if drawn is None:
         drawn, opening = open_document(rng, axes_of(family), SPECIALIST_TAGGED if specialist else TAGGED)
     sought, foreign = named(opening), SPECIALIST_FOREIGN if specialist else FOREIGN
+    beside = _bystanders(rng, world, family) if rng.random() < MIXED else []
+    shown = {str(spec["function"]["name"]) for spec in beside}
     used: set[str] = set()
     played = []
     for _ in range(count):
@@ -140,11 +163,13 @@ def family_group(
                 own = replace(own, language=False, confirm=False, verify=False, units=True)
         turns: list[dict[str, Any]] = []
         for _ in range(rng.choice((1, 1, 1, 1, 2))):
-            dialogue = _dialogue(rng, world, family, split, own, sought, foreign)
+            dialogue = _dialogue(rng, world, family, split, own, sought, foreign, shown)
             used |= {name for name, _ in dialogue.calls}
             turns += dialogue.turns
         played.append(turns)
-    tools = [world.specs[n] for n in _offered(rng, family, used, whole)]
+    tools = [world.specs[n] for n in _offered(rng, family, used, 0.0 if beside else whole)] + beside
+    if beside:
+        rng.shuffle(tools)
     return [{"family": family, "messages": [*opening, *turns], "tools": tools} for turns in played]
 
 
@@ -156,6 +181,7 @@ def _dialogue(
     style: Style,
     sought: Collection[str],
     foreign: float,
+    beside: Collection[str],
 ) -> Dialogue:
     world.reset(rng)
     roll = rng.random()
@@ -164,7 +190,7 @@ def _dialogue(
     if roll < 0.085:
         return refuse(split, "chat", rng, style)
     if roll < 0.085 + foreign:
-        return refuse(split, "other", rng, style, [foreign_request(rng, family, split)])
+        return refuse(split, "other", rng, style, [foreign_request(rng, family, split, beside)])
     intent = draw_intent(rng, family, sought)
     return play(split, family, intent, rng, style, world.run, slip=rng.random() < SLIPS)
 
@@ -174,7 +200,7 @@ def draw_intent(rng: random.Random, family: str, sought: Collection[str] = ()) -
     that shows in few."""
     intents = INTENTS[family]
     weights = [
-        HARD[intent.group] * (SOUGHT if any(_few_show(axis, intent) for axis in sought) else 1.0)
+        HARD[intent.group] * max((SOUGHT[axis] for axis in sought if _few_show(axis, intent)), default=1.0)
         for intent in intents.values()
     ]
     return rng.choices(list(intents), weights)[0]
@@ -192,9 +218,9 @@ def axes_of(family: str) -> tuple[str, ...]:
     return tuple(axis for axis in AXES if axis not in RARE or any(_few_show(axis, intent) for intent in intents))
 
 
-def foreign_request(rng: random.Random, family: str, split: Split) -> str:
-    """A request of another family that none of this family's tools could serve."""
-    mine = set(FAMILIES[family])
+def foreign_request(rng: random.Random, family: str, split: Split, beside: Collection[str] = ()) -> str:
+    """A request of another family that none of this family's tools, and none of those `beside` it, could serve."""
+    mine = {*FAMILIES[family], *beside}
     strangers = [name for name, tools in FAMILIES.items() if not mine & set(tools)]
     strange = rng.choice(strangers or ["other"])
     if strange == "other":
@@ -212,7 +238,8 @@ def base_documents(seed: int, world: World, *, copy_share: float = 0.01) -> Iter
         if rng.random() < copy_share:
             yield random_tools.copy_document(rng)
         elif rng.random() < MADE_UP:
-            yield from random_tools.group(rng, rng.randint(3, 6))
+            beside = _bystanders(rng, world, None) if rng.random() < MIXED else []
+            yield from random_tools.group(rng, rng.randint(3, 6), beside)
         else:
             yield from family_group(rng, world, rng.choice(families), count=rng.randint(3, 6), whole=0.5)
 

@@ -7,7 +7,7 @@ only be found by reading the signatures and the request: names, parameters and v
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,10 @@ from .words import TRAIN, Lexicon, everyday, integer, number, person, phrase, ps
 NO_TOOL = Facts("No tool for that", "I have no tool for that", "Kein Tool dafür", "dafür habe ich kein Tool", ("tool",))
 SHOWN = tuple(axis for axis in AXES if axis not in ("confirm", "verify", "units"))
 """The behaviours that can show in documents with made-up tools."""
+COUNTS = (0, 1, 1, 2, 2, 2, 3, 3, 4)
+"""How many parameters a tool has, each equally often."""
+MANY = (0, 1, 1, 2, 2, 3, 3, 4, 4)
+"""The same in training, where what is hard comes oftener."""
 
 
 @dataclass(frozen=True)
@@ -108,9 +112,11 @@ def _value(rng: random.Random, schema: dict[str, Any]) -> Any:
     return word(rng, 0.2) if rng.random() < 0.6 else word(rng, 0.2).capitalize()
 
 
-def _make(rng: random.Random, style: int, verb: str, thing: list[str], lexicon: Lexicon) -> MadeUpTool:
+def _make(
+    rng: random.Random, style: int, verb: str, thing: list[str], lexicon: Lexicon, counts: Sequence[int]
+) -> MadeUpTool:
     parts = [verb, *thing] if rng.random() < 0.85 else [*thing, verb]
-    count = rng.choice((0, 1, 1, 2, 2, 2, 3, 3, 4))
+    count = rng.choice(counts)
     parameters: dict[str, Parameter] = {}
     for i in range(count):
         p = _parameter(rng, style, i == 0 or rng.random() < 0.7, lexicon)
@@ -127,8 +133,10 @@ def _make(rng: random.Random, style: int, verb: str, thing: list[str], lexicon: 
     return MadeUpTool(_join(parts, style), verb, noun, description, tuple(parameters.values()), said)
 
 
-def draw_tools(rng: random.Random, count: int, lexicon: Lexicon = TRAIN) -> list[MadeUpTool]:
-    """Tools that are easy to confuse: some share the verb, some the thing."""
+def draw_tools(
+    rng: random.Random, count: int, lexicon: Lexicon = TRAIN, counts: Sequence[int] = COUNTS
+) -> list[MadeUpTool]:
+    """Tools that are easy to confuse: some share the verb, some the thing. `counts`: numbers of parameters to draw."""
     style = rng.choice((0, 0, 0, 1, 1, 2, 3, 4))
     verbs = rng.sample(list(lexicon.verbs), min(count, len(lexicon.verbs)))
     things = [[word(rng, 0.4, lexicon.nouns) for _ in range(rng.choice((1, 1, 1, 2)))] for _ in range(count)]
@@ -138,7 +146,7 @@ def draw_tools(rng: random.Random, count: int, lexicon: Lexicon = TRAIN) -> list
         if rng.random() < 0.25:
             verb = word(rng, 0, lexicon.nouns)
         thing = rng.choice(things[: i + 1]) if rng.random() < 0.35 else things[i]
-        made = _make(rng, style, verb, thing, lexicon)
+        made = _make(rng, style, verb, thing, lexicon, counts)
         tools.setdefault(made.name, made)
     return list(tools.values())
 
@@ -213,9 +221,9 @@ def ask(rng: random.Random, made: MadeUpTool, arguments: dict[str, Any]) -> str:
 
 
 def _result(rng: random.Random) -> dict[str, Any]:
-    keys = {
+    keys = dict.fromkeys(  # not a set, whose order is the process's
         rng.choice(TRAIN.parameters) if rng.random() < 0.5 else word(rng, 0.4) for _ in range(rng.choice((1, 1, 2, 3)))
-    }
+    )
     return {
         k: _value(rng, {"type": rng.choice(("string", "string", "integer", "number", "boolean", "array"))})
         for k in keys
@@ -242,8 +250,8 @@ def _arguments(rng: random.Random, made: MadeUpTool) -> dict[str, Any]:
     return {p.name: _value(rng, p.schema) for p in made.parameters if p.required or rng.random() < 0.45}
 
 
-def _turn(rng: random.Random, style: Style, tools: list[MadeUpTool]) -> list[dict[str, Any]]:
-    """One request and everything up to its answer."""
+def _turn(rng: random.Random, style: Style, tools: list[MadeUpTool], names: Sequence[str]) -> list[dict[str, Any]]:
+    """One request and everything up to its answer. `names`: of other tools that are shown beside these."""
 
     def answer(facts: Facts, *used: str) -> dict[str, Any]:
         return {"role": "assistant", "content": word_answer(style, facts, used, rng)}
@@ -252,7 +260,8 @@ def _turn(rng: random.Random, style: Style, tools: list[MadeUpTool]) -> list[dic
     roll = rng.random()
     if roll < 0.13:
         absent = draw_tools(rng, 1)[0]
-        if absent.thing not in {t.thing for t in tools}:
+        served = any(part in name for part in absent.thing.split() for name in names)
+        if not served and absent.thing not in {t.thing for t in tools}:
             return [{"role": "user", "content": ask(rng, absent, _arguments(rng, absent))}, answer(NO_TOOL)]
     arguments = _arguments(rng, made)
     required = [p for p in made.parameters if p.required]
@@ -300,15 +309,22 @@ def document(rng: random.Random) -> dict[str, Any]:
     return group(rng, 1)[0]
 
 
-def group(rng: random.Random, count: int) -> list[dict[str, Any]]:
-    """`count` documents about the same tools and with the same opening: a training row holds that once."""
-    tools = draw_tools(rng, rng.choice((2, 3, 3, 4, 4, 4, 5, 6)))
+def group(rng: random.Random, count: int, beside: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
+    """`count` documents about the same tools and with the same opening: a training row holds that once.
+
+    Args:
+        beside: specifications of other tools to show, which no request needs.
+    """
+    tools = draw_tools(rng, rng.choice((2, 3, 3, 4, 4, 4, 5, 6)), counts=MANY)
     style, opening = open_document(rng, SHOWN)
-    specs = [t.spec() for t in tools]
+    names = [str(spec["function"]["name"]) for spec in beside]
+    specs = [*(t.spec() for t in tools), *beside]
+    if beside:
+        rng.shuffle(specs)
     made = []
     for _ in range(count):
         own = redrawn(rng, style, opening)
-        turns = [m for _ in range(rng.choice((1, 1, 1, 2))) for m in _turn(rng, own, tools)]
+        turns = [m for _ in range(rng.choice((1, 1, 1, 2))) for m in _turn(rng, own, tools, names)]
         made.append({"family": "any", "messages": [*opening, *turns], "tools": specs})
     return made
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import random
 import re
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,8 @@ from transformers import AutoTokenizer
 from trimtab.errors import BadInput
 from trimtab.models.embedded import random_tools, words
 from trimtab.models.embedded.answers import AXES, detect
-from trimtab.models.embedded.corpus import axes_of, base_documents, open_world
+from trimtab.models.embedded.corpus import axes_of, base_documents, foreign_request, open_world
+from trimtab.models.embedded.families import phrasings
 from trimtab.models.embedded.template import root_of
 from trimtab.models.train.data import IGNORE, Encoder, Example, clumps, encode, pack, to_rows
 from trimtab.models.train.examples import fits, hold_back, read_examples
@@ -208,6 +212,54 @@ def test_the_corpus_is_the_same_for_the_same_seed() -> None:
     first = list(itertools.islice(random_tools.documents(5, copy_share=0.1), 20))
     assert first == list(itertools.islice(random_tools.documents(5, copy_share=0.1), 20))
     assert first != list(itertools.islice(random_tools.documents(6, copy_share=0.1), 20))
+
+
+def test_the_corpus_does_not_depend_on_the_process() -> None:
+    """Sets of words are ordered differently in every process; a run that goes on must see the same documents."""
+    script = (
+        "import itertools; from trimtab.models.embedded.corpus import base_documents, open_world\n"
+        "from trimtab.models.train.data import data_hash\n"
+        "with open_world() as world: print(data_hash(itertools.islice(base_documents(4, world), 60)))"
+    )
+    hashes = {
+        subprocess.run(
+            [sys.executable, "-c", script],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(hashes) == 1
+
+
+def test_some_tool_sets_are_mixed_and_never_offer_what_a_refusal_lacks() -> None:
+    mixed: Counter[str] = Counter()
+    with open_world() as world:
+        for document in itertools.islice(base_documents(8, world), 3000):
+            family, names = document["family"], [t["function"]["name"] for t in document["tools"]]
+            assert len(names) == len(set(names))
+            calls = {c["function"]["name"] for m in document["messages"] for c in m.get("tool_calls") or ()}
+            assert calls <= set(names)
+            if family == "any":
+                mixed["built in beside made up"] += bool(set(names) & set(world.specs))
+                assert not calls & set(world.specs)
+            elif family in FAMILIES:
+                assert calls <= set(FAMILIES[family])
+                strangers = set(names) - set(FAMILIES[family])
+                mixed["another family's"] += bool(strangers & set(world.specs))
+                mixed["made up beside built in"] += bool(strangers - set(world.specs))
+    assert all(mixed[kind] > 20 for kind in ("built in beside made up", "another family's", "made up beside built in"))
+
+
+def test_a_request_for_another_family_is_one_that_nothing_shown_serves() -> None:
+    """With a tool of every other family beside the family's own, only requests that no tool serves are left."""
+    rng = random.Random(1)
+    beside = {tools[0] for family, tools in FAMILIES.items() if family != "calc"}
+    asked = {foreign_request(rng, "calc", "train", beside) for _ in range(50)}
+    assert asked <= set(phrasings("train")["other"]["other"])
+    assert not {foreign_request(rng, "calc", "train") for _ in range(50)} <= set(phrasings("train")["other"]["other"])
 
 
 def test_what_a_tag_names_shows_in_the_documents_under_it() -> None:
