@@ -40,6 +40,9 @@ def add_commands(subparsers: Any) -> None:
     means.add_argument("--strength", type=float, required=True, help="how many times the vector is added")
     means.add_argument("--negate", action="store_true", help="steer towards the negative completions")
     means.add_argument("--tokens", choices=("all", "prompt", "generated"), default="all", help="token scope")
+    means.add_argument(
+        "--steps", type=_steps, metavar="S,S", help="steer only while the model is about: decide, arguments, answer"
+    )
     means.add_argument("--read", choices=("mean", "last", "first"), default="mean", help="completion tokens to read")
     means.add_argument("--held-out", type=float, default=0.25, metavar="SHARE", help="share of prompts to check with")
     means.add_argument("--controls", type=int, default=3, metavar="N", help="random directions in the check")
@@ -99,6 +102,16 @@ def _layers(text: str) -> list[int]:
     return sorted(set(out))
 
 
+def _steps(text: str) -> list[str]:
+    """`answer` or `decide,answer`, checked."""
+    from .scope import STEPS
+
+    parts = text.split(",")
+    if not set(parts) <= set(STEPS):
+        raise argparse.ArgumentTypeError(f"{text!r} does not name steps: {', '.join(STEPS)}")
+    return parts
+
+
 def _learn_means(args: argparse.Namespace) -> int:
     from .learning import learn_means, report
 
@@ -110,6 +123,7 @@ def _learn_means(args: argparse.Namespace) -> int:
         layers=args.layers,
         strength=-args.strength if args.negate else args.strength,
         tokens=args.tokens,
+        steps=args.steps,
         read=args.read,
         held_out=args.held_out,
         controls=args.controls,

@@ -8,49 +8,32 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
+from pydantic import Field, JsonValue, ValidationError, field_validator
 
 from ..errors import BadInput
+from .entries import KINDS, Entry, Finite, GateEntry, Strict
 from .files import canonical_json, read_text
+from .scope import STEPS, Step
 
 FILE: Final = "profile.yaml"
-STEPS: Final = ("decide", "arguments", "answer")
-
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class BaseEntry(_Strict):
+class BaseEntry(Strict):
     """The base model a profile was made for; `sha256` is that of its model.safetensors."""
 
     model: Annotated[str, Field(min_length=1, max_length=300)]
     sha256: Sha256
 
 
-class AdapterEntry(_Strict):
+class AdapterEntry(Strict):
     """A PEFT folder inside the profile; `sha256` is that of its adapter_model.safetensors."""
 
     path: str
     sha256: Sha256
 
 
-class InterventionEntry(_Strict):
-    """One vector: a tensor of shape [hidden_size], added `strength` times."""
-
-    site: Literal["resid_post"] = "resid_post"
-    layer: Annotated[int, Field(ge=0, le=10_000)]
-    kind: Literal["add"] = "add"
-    file: str
-    tensor: str
-    strength: Finite
-    tokens: Literal["all", "prompt", "generated"] = "all"
-
-
-class DeltaEntry(_Strict):
+class DeltaEntry(Strict):
     """One weight delta: `strength * (B+ A+ - B- A-)` from two PEFT folders inside the profile."""
 
     plus: str
@@ -58,7 +41,7 @@ class DeltaEntry(_Strict):
     strength: Finite
 
 
-class Decoding(_Strict):
+class Decoding(Strict):
     """Decoding defaults; None leaves the choice to the request."""
 
     temperature: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | None = None
@@ -66,8 +49,14 @@ class Decoding(_Strict):
     max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
 
 
-class Document(_Strict):
-    """A whole profile.yaml."""
+class Document(Strict):
+    """A whole profile.yaml.
+
+    Attributes:
+        gate: the condition under which the interventions act; None for always.
+        steps: what the model is about while the interventions act (`scope.step_of`). An adapter and weight deltas are
+            in the weights, and act at all steps.
+    """
 
     format: Literal[1]
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=100)]
@@ -75,19 +64,32 @@ class Document(_Strict):
     description: Annotated[str, Field(max_length=2000)] = ""
     base: BaseEntry
     adapter: AdapterEntry | None = None
-    interventions: list[InterventionEntry] = []
-    weight_deltas: list[DeltaEntry] = []
+    interventions: list[Entry] = Field(default_factory=list)
+    gate: GateEntry | None = None
+    weight_deltas: list[DeltaEntry] = Field(default_factory=list)
     decoding: Decoding = Decoding()
-    steps: list[str] = list(STEPS)
+    steps: list[Step] = Field(default_factory=lambda: list(STEPS))
     calibration: dict[str, JsonValue] | None = None
     provenance: dict[str, JsonValue] | None = None
 
     @field_validator("steps")
     @classmethod
-    def _all_steps(cls, steps: list[str]) -> list[str]:
-        if sorted(steps) != sorted(STEPS):
-            raise ValueError(f"steering only some steps is not supported yet: leave `steps` out, or give all: {STEPS}")
-        return list(STEPS)
+    def _in_order(cls, steps: list[Step]) -> list[Step]:
+        if not steps:
+            raise ValueError(f"names no step: leave `steps` out, or give some of {', '.join(STEPS)}")
+        return [step for step in STEPS if step in steps]
+
+    @property
+    def held_to(self) -> frozenset[Step] | None:
+        """The steps at which the interventions act; None for all."""
+        return None if len(self.steps) == len(STEPS) else frozenset(self.steps)
+
+    def identity(self) -> dict[str, Any]:
+        """The fields that count for the profile's identity, JSON-ready."""
+        data = self.model_dump(mode="json")
+        if self.gate is None:  # a field that came later: a profile without it stays what it was
+            del data["gate"]
+        return data
 
 
 class _Loader(yaml.SafeLoader):
@@ -138,7 +140,7 @@ def parse_document(text: str, where: str) -> Document:
         document = Document.model_validate(data)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        field = ".".join(str(part) for part in first["loc"]) or "the file"
+        field = ".".join(_path(first["loc"])) or "the file"
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         raise BadInput(
             first["msg"].removeprefix("Value error, ") + more,
@@ -154,6 +156,14 @@ def parse_document(text: str, where: str) -> Document:
     except (ValueError, RecursionError, OverflowError) as error:
         raise BadInput(f"holds a value that JSON cannot ({error})", where=where, fix="Remove the value") from None
     return document
+
+
+def _path(loc: tuple[int | str, ...]) -> list[str]:
+    """Where in the file a fault is, without the names that the schema gives to alternatives."""
+    parts = [str(part) for part in loc]
+    entry = parts[:1] == ["interventions"] and len(parts) > 2 and parts[2] in KINDS
+    parts = parts[:2] + parts[3:] if entry else parts
+    return parts[:3] + parts[4:] if parts[2:3] == ["tokens"] else parts
 
 
 def read_document(directory: Path) -> Document:

@@ -23,6 +23,7 @@ from .methods import difference_of_means, weight_arithmetic
 from .methods.difference_of_means import Read
 from .pairs import encode, read_pairs, split
 from .profile import Profile, check_free, save_profile
+from .scope import Scope, Step
 
 VECTORS = "vectors.safetensors"
 
@@ -37,6 +38,7 @@ def learn_means(
     target: Path,
     about: Mapping[str, Any],
     tokens: Tokens = "all",
+    steps: Sequence[Step] | None = None,
     read: Read = "mean",
     held_out: float = 0.25,
     controls: int = 3,
@@ -54,6 +56,7 @@ def learn_means(
         target: the profile's folder.
         about: `name`, `version`, `description`, `decoding` of the profile.
         tokens, read, held_out, controls, seed: see `methods.difference_of_means`.
+        steps: what the model is about where the vectors are added (`scope.step_of`); None for all.
         adapter: PEFT folder that is applied while reading and becomes part of the profile.
         replace: whether a profile in `target` may be replaced.
 
@@ -76,7 +79,15 @@ def learn_means(
             learned = difference_of_means.learn(reader, encoded[0], layers, read=read, seed=seed, progress=tick)
         with _progress("checking on held-out pairs") as tick:
             check = difference_of_means.check(
-                reader, encoded[1], learned.vectors, strength, tokens, controls=controls, seed=seed, progress=tick
+                reader,
+                encoded[1],
+                learned.vectors,
+                strength,
+                Scope(tokens, steps=frozenset(steps) if steps else None),
+                controls=controls,
+                seed=seed,
+                progress=tick,
+                tokenizer=tokenizer,
             )
     summary = {
         "layers": {
@@ -91,6 +102,7 @@ def learn_means(
     }
     document = _with(
         document,
+        **({"steps": list(steps)} if steps else {}),
         interventions=[
             {"layer": layer, "file": VECTORS, "tensor": f"layer_{layer}", "strength": strength, "tokens": tokens}
             for layer in learned.vectors

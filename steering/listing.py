@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import BadInput
 from .document import dump_document
-from .intervention import fold
+from .intervention import Edit, fold
 from .profile import Profile
 from .store import ProfileStore
 
@@ -59,12 +59,21 @@ def print_list(store: ProfileStore, *, as_json: bool) -> None:
             console.print(f"[red]broken[/red] {escape(str(profile))}")
 
 
+def _rank(edit: Edit) -> int:
+    return 0 if edit.low_rank is None else edit.low_rank.rank
+
+
 def print_profile(profile: Profile, *, as_json: bool) -> None:
     """All about one profile: its YAML, its hash, and the norm of what it adds at each layer."""
-    norms = [(layer, tokens, float(vector.norm())) for (layer, tokens), vector in fold(profile.interventions).items()]
+    scopes = dict.fromkeys(part.scope for part in profile.interventions)
+    edits = sorted(
+        (layer, str(scope), None if edit.vector is None else float(edit.vector.norm()), _rank(edit))
+        for scope in scopes
+        for layer, edit in fold(part for part in profile.interventions if part.scope == scope).items()
+    )
     if as_json:
         document = profile.document.model_dump(mode="json")
-        added = [{"layer": layer, "tokens": tokens, "norm": norm} for layer, tokens, norm in norms]
+        added = [{"layer": n, "tokens": tokens, "norm": norm, "rank": rank} for n, tokens, norm, rank in edits]
         print(json.dumps({**describe(profile), "added": added, "document": document}))
         return
     from rich.console import Console
@@ -74,6 +83,14 @@ def print_profile(profile: Profile, *, as_json: bool) -> None:
     console = Console()
     console.print(f"[bold]{profile.id}[/bold]  {escape(str(profile.directory))}")
     console.print(f"sha256 {profile.sha256}", highlight=False)
-    for layer, tokens, norm in norms:
-        console.print(f"layer {layer}: adds a vector of norm {norm:.4g} to {tokens} tokens")
+    for layer, tokens, norm, rank in edits:
+        what = [] if norm is None else [f"adds a vector of norm {norm:.4g}"]
+        what += [f"edits in {rank} dimension{'s' if rank > 1 else ''}"] if rank else []
+        console.print(f"layer {layer}: {' and '.join(what)}; tokens: {escape(tokens)}", highlight=False)
+    if profile.gate is not None:
+        side = "above" if profile.gate.above else "at or below"
+        once = "once, at the end of the prompt" if profile.gate.hold else "at each token"
+        console.print(
+            f"only where the cosine at layer {profile.gate.layer} is {side} {profile.gate.threshold:g}, {once}"
+        )
     console.print(Syntax(dump_document(profile.document), "yaml", background_color="default"))

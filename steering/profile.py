@@ -24,8 +24,9 @@ from ..errors import BadInput
 from ..home import file_sha256
 from .adapter import CONFIG, WEIGHTS, Adapter, adapter_sha256, read_adapter
 from .document import FILE, Decoding, Document, dump_document, parse_document, read_document
-from .files import canonical_json, existing, inside, read_tensors, refuse_pickles, tensor_sha256
-from .intervention import Intervention
+from .edits import read_edits
+from .files import canonical_json, existing, inside, refuse_pickles
+from .intervention import Gate, Intervention
 
 __all__ = ["Decoding", "Document", "Profile", "WeightDelta", "load_profile", "save_profile"]
 
@@ -51,7 +52,8 @@ class Profile:
         name, version, description: as in the YAML.
         base_model, base_sha256: the base model's name and the SHA-256 of its model.safetensors.
         adapter: the PEFT folder, or None.
-        interventions: vectors already times their strengths.
+        interventions: edits of the residual stream, already times their strengths.
+        gate: the condition under which these act, or None.
         deltas: weight deltas.
         decoding: defaults for requests that leave them open.
         sha256: the profile's identity.
@@ -66,6 +68,7 @@ class Profile:
     base_sha256: str
     adapter: Path | None
     interventions: tuple[Intervention, ...]
+    gate: Gate | None
     deltas: tuple[WeightDelta, ...]
     decoding: Decoding
     sha256: str
@@ -108,26 +111,9 @@ def load_profile(
             where=f"{where}: base.sha256",
             fix="Use the base model it was made for, or learn the profile again on this one",
         )
-    vectors, digests = _vectors(directory, document, where)
-    for number, (entry, vector) in enumerate(zip(document.interventions, vectors, strict=True)):
-        field = f"{where}: interventions.{number}"
-        if num_layers is not None and entry.layer >= num_layers:
-            raise BadInput(
-                f"layer {entry.layer} does not exist, the model has layers 0 to {num_layers - 1}",
-                where=f"{field}.layer",
-                fix="Use the base model it was made for",
-            )
-        width = hidden_size if hidden_size is not None else vectors[0].numel()
-        if vector.dim() != 1 or vector.numel() != width or width == 0:
-            raise BadInput(
-                f"tensor {entry.tensor!r} has shape {list(vector.shape)}, not [{width or 'hidden_size'}]",
-                where=f"{field}.tensor",
-                fix="Every vector has the width of the model's residual stream",
-            )
-        if not torch.isfinite(vector * entry.strength).all():
-            raise BadInput("the vector overflows at this strength", where=f"{field}.strength", fix="Lower it")
+    interventions, gate, digests = read_edits(directory, document, where, hidden_size, num_layers)
     adapter, deltas, hashes = _adapters(directory, document, where, hidden_size, num_layers)
-    content = {"document": document.model_dump(mode="json"), "tensors": digests, "adapters": hashes}
+    content = {"document": document.identity(), "tensors": digests, "adapters": hashes}
     return Profile(
         directory=directory,
         name=document.name,
@@ -136,28 +122,13 @@ def load_profile(
         base_model=document.base.model,
         base_sha256=document.base.sha256,
         adapter=adapter,
-        interventions=tuple(
-            Intervention(entry.layer, vector * entry.strength, entry.tokens)
-            for entry, vector in zip(document.interventions, vectors, strict=True)
-        ),
+        interventions=interventions,
+        gate=gate,
         deltas=deltas,
         decoding=document.decoding,
         sha256=hashlib.sha256(canonical_json(content).encode()).hexdigest(),
         document=document,
     )
-
-
-def _vectors(directory: Path, document: Document, where: str) -> tuple[list[torch.Tensor], list[str]]:
-    """The tensors the interventions name, and their digests, in the document's order."""
-    vectors = []
-    for number, entry in enumerate(document.interventions):
-        field = f"{where}: interventions.{number}"
-        path = existing(directory, entry.file, f"{field}.file")
-        try:
-            vectors.append(read_tensors(path, [entry.tensor])[entry.tensor])
-        except BadInput as error:
-            raise BadInput(error.what, where=f"{field} ({entry.file})", fix=error.fix) from None
-    return vectors, [tensor_sha256(vector) for vector in vectors]
 
 
 def _adapters(

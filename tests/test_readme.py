@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from trimtab.cli import build_parser
+from trimtab.steering.document import parse_document
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -34,6 +35,14 @@ def test_every_command_it_shows_exists() -> None:
     assert len(commands) >= 8
     for line in commands:
         build_parser().parse_args(shlex.split(line)[1:])
+
+
+def test_the_profiles_that_the_documentation_shows_are_read() -> None:
+    shown = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "profiles.md").read_text(), re.S)
+    documents = [parse_document(text, "docs/profiles.md") for text in shown]
+    assert len(documents) >= 3
+    kinds = {entry.kind for document in documents for entry in document.interventions}
+    assert {"add", "ablate"} <= kinds
 
 
 def test_every_file_it_names_exists() -> None:

@@ -153,10 +153,11 @@ class LocalEngine:
         text = _Text(self._tokenizer, prompt, parsed=bool(request.tools), emit=emit)
         with ExitStack() as stack:
             adapter = self._enter_adapter(stack, profile)
+            run = None
             if profile is not None and profile.interventions:
                 from ...steering.hooks import steered
 
-                stack.enter_context(steered(self._model, profile, len(prompt)))
+                run = stack.enter_context(steered(self._model, profile, len(prompt), tokenizer=self._tokenizer))
             drawn = self._draw(prompt, sampling, min(room, sampling.max_tokens), cancel, text)
         text.finish()
         content, calls = hermes.parse(text.text) if request.tools else (text.text or None, [])
@@ -168,7 +169,7 @@ class LocalEngine:
             finish_reason="tool_calls" if calls else "stop" if drawn.ended else "length",
             usage=Usage(len(prompt), len(drawn.ids), 0),
             seconds=time.perf_counter() - start,
-            receipt=self._receipt(profile, adapter, len(prompt), len(drawn.ids)),
+            receipt=self._receipt(profile, adapter, 0 if run is None else run.edited),
             logprobs=tuple(drawn.logprobs) if sampling.logprobs else None,
         )
 
@@ -262,16 +263,10 @@ class LocalEngine:
             self._peft.delete_adapter(oldest)
         return sha256
 
-    def _receipt(self, profile: Profile | None, adapter: str | None, prompt: int, generated: int) -> Receipt:
+    def _receipt(self, profile: Profile | None, adapter: str | None, steered: int) -> Receipt:
         if profile is None:
             return Receipt(self.name, self.card.name, tokens_steered=0)
-        scopes = {part.tokens for part in profile.interventions}
-        # The last token drawn is never fed back, so no residual stream of it is ever computed.
-        counts = {"prompt": prompt, "generated": max(generated - 1, 0)}
-        steered = sum(counts.values()) if "all" in scopes else sum(counts[scope] for scope in scopes)
-        return Receipt(
-            self.name, self.card.name, profile.id, profile.sha256, adapter, profile.layers, steered if scopes else 0
-        )
+        return Receipt(self.name, self.card.name, profile.id, profile.sha256, adapter, profile.layers, steered)
 
 
 class _Text:

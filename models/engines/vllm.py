@@ -29,6 +29,9 @@ MOST_ADAPTERS = 16
 SMALLEST_RANK = 32
 """Room for adapters at least, so that profiles learned while the server runs can be loaded."""
 
+SPARE_TERMS = 16
+"""Room for rank-1 terms, so that profiles learned while the server runs can be loaded."""
+
 WARM_UP_TOOL = {"type": "function", "function": {"name": "wait", "parameters": {"type": "object", "properties": {}}}}
 
 STAGES = (
@@ -69,7 +72,7 @@ def make_server(card: ModelCard, store: ProfileStore, *, host: str = "127.0.0.1"
     if port is None:
         port = free_port()
     require_port(host, port)
-    adapters, rank = adapter_needs(card, store)
+    adapters, rank, terms = needs(card, store)
     arguments = server_arguments(
         card.path,
         served_name=card.name,
@@ -80,7 +83,7 @@ def make_server(card: ModelCard, store: ProfileStore, *, host: str = "127.0.0.1"
         max_lora_rank=rank,
         dtype="float32",
     )
-    environment = server_environment([root.resolve() for root in store.roots], None)
+    environment = server_environment([root.resolve() for root in store.roots], None, terms)
     return Server(
         [sys.executable, *arguments],
         # A folder called `tools` or `models` where the user stands must not be imported by the server.
@@ -92,11 +95,14 @@ def make_server(card: ModelCard, store: ProfileStore, *, host: str = "127.0.0.1"
     )
 
 
-def adapter_needs(card: ModelCard, store: ProfileStore) -> tuple[int, int]:
-    """How many different adapters the profiles for this model need, and the largest rank among them."""
+def needs(card: ModelCard, store: ProfileStore) -> tuple[int, int, int]:
+    """How many different adapters the profiles for this model need, the largest rank among them, and how many rank-1
+    terms they all have at one layer."""
+    from ...steering.bank import terms_needed
+    from ...steering.intervention import variants
     from ...steering.weights import merged_adapter
 
-    found, rank = set(), SMALLEST_RANK
+    found, rank, terms = set(), SMALLEST_RANK, 0
     for profile in store.all():
         if isinstance(profile, BadInput) or profile.base_sha256 != card.sha256:
             continue
@@ -104,7 +110,8 @@ def adapter_needs(card: ModelCard, store: ProfileStore) -> tuple[int, int]:
         if merged is not None:
             found.add(merged[1])
             rank = max(rank, int(json.loads((merged[0] / "adapter_config.json").read_text())["r"]))
-    return len(found), rank
+        terms += terms_needed(variants(profile.interventions))
+    return len(found), rank, terms + SPARE_TERMS
 
 
 def describe(card: ModelCard, store: ProfileStore, server: Server) -> RunningServer:

@@ -21,6 +21,7 @@ from ...errors import BadInput
 from ..hooks import reading, steered
 from ..intervention import Intervention, Tokens
 from ..pairs import Encoded
+from ..scope import Scope
 
 Read = Literal["mean", "last", "first"]
 Progress = Callable[[int, int], None]
@@ -117,15 +118,19 @@ def log_margins(
     pairs: Sequence[Encoded],
     interventions: Sequence[Intervention],
     progress: Progress | None = None,
+    tokenizer: Any = None,
 ) -> list[float]:
-    """log p(c+ | p) - log p(c- | p) of each pair in nats, end-of-turn token included, under some interventions."""
+    """log p(c+ | p) - log p(c- | p) of each pair in nats, end-of-turn token included, under some interventions.
+
+    `tokenizer` is needed where a scope of these reads the generated text.
+    """
     out = []
     device = next(model.parameters()).device
     with torch.inference_mode():
         for number, pair in enumerate(pairs):
-            with steered(model, interventions, len(pair.prompt)):
-                sides = []
-                for completion in (pair.positive, pair.negative):
+            sides = []
+            for completion in (pair.positive, pair.negative):
+                with steered(model, interventions, len(pair.prompt), tokenizer=tokenizer):
                     answer = completion if pair.end is None else [*completion, pair.end]
                     ids = torch.tensor([pair.prompt + answer], device=device)
                     logits = model(input_ids=ids, use_cache=False).logits[0, len(pair.prompt) - 1 : -1]
@@ -142,16 +147,18 @@ def check(
     pairs: Sequence[Encoded],
     vectors: Mapping[int, torch.Tensor],
     strength: float,
-    tokens: Tokens,
+    tokens: Scope | Tokens,
     *,
     controls: int = 0,
     seed: int = 0,
     progress: Progress | None = None,
+    tokenizer: Any = None,
 ) -> dict[str, Any] | None:
     """The held-out check: how the log-prob margin of positive over negative moves with the strength.
 
     Args:
         model, vectors, tokens: as learned and as served.
+        tokenizer: the model's; needed where `tokens` reads the generated text.
         pairs: pairs that were not learned from; none gives None.
         strength: margins are taken at -|strength|, 0 and +|strength|.
         controls: how many random directions of the same norms to try at +|strength|, as a control.
@@ -172,7 +179,7 @@ def check(
         nonlocal done
         parts = [Intervention(layer, vector * factor, tokens) for layer, vector in directions.items()]
         tick = None if progress is None else (lambda n, _: progress(done + n, total))
-        values = log_margins(model, pairs, parts, tick)
+        values = log_margins(model, pairs, parts, tick, tokenizer)
         done += len(pairs)
         return values
 

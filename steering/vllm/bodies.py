@@ -78,7 +78,7 @@ def rewrite(body: Mapping[str, Any], entry: LiveProfile | None, base: str, recei
         out["model"] = entry.adapter.name if entry.adapter else base
         added[PROFILE_KEY] = entry.profile.sha256
         if entry.scoped:
-            added[SCOPED_KEY] = 1
+            added[SCOPED_KEY] = entry.scoped
         if salt is None or (isinstance(salt, str) and salt):  # anything else is left for vLLM to refuse
             out["cache_salt"] = entry.cache_salt(salt)
         for key, value in entry.profile.decoding.model_dump(exclude_none=True).items():

@@ -3,9 +3,9 @@
 **Prefix cache.** The endpoints put the profile's hash in `cache_salt`, so two profiles never share blocks. Within one
 profile there is a finer trap: with vectors only on the prompt (or only on generated tokens), the answer of one turn
 is computed as generated and comes back as prompt in the next turn. Reusing its blocks would make the second answer
-depend on what happens to be cached. So a request of such a profile marks its profile key as *scoped*, and every block
-that reaches past its prompt's end is keyed by that prompt length too: only a request with the same phase for each
-token can reuse it.
+depend on what happens to be cached. So a request of such a profile says that it is *scoped*, and every block that
+reaches past its prompt's end, or into the last prompt tokens where these are treated apart, is keyed by that prompt
+length too: only a request with the same phase for each token can reuse it.
 
 **Compiled code.** The layers contain the edit, so vLLM's key of compiled code must tell an edited model from a stock
 one.
@@ -19,9 +19,10 @@ from typing import Any
 from .versions import require_supported
 
 SCOPED_KEY = "trimtab_scoped"
-"""Field of `extra_args`, 1 when the profile treats prompt and generated tokens differently."""
+"""Field of `extra_args`, above 0 when what is done to a token depends on where the prompt ends: 1 more than the number
+of tokens before that end for which it does (`scope.prompt_end_reach`)."""
 
-LAYOUT = "trimtab-steering-1"
+LAYOUT = "trimtab-steering-2"
 """Changes whenever the edit of the layers does."""
 
 _INSTALLED = "_trimtab_installed"
@@ -59,6 +60,7 @@ def phase_key(request: Any, end_token_idx: int) -> tuple[str, int] | None:
     """The extra key of a block that ends before token `end_token_idx`, or None when phases cannot differ in it."""
     params = request.sampling_params
     extra = None if params is None else params.extra_args
-    if not extra or not extra.get(SCOPED_KEY) or end_token_idx <= request.num_prompt_tokens:
+    reach = int(extra.get(SCOPED_KEY) or 0) if extra else 0
+    if not reach or end_token_idx <= request.num_prompt_tokens - (reach - 1):
         return None
     return ("trimtab_prompt_length", int(request.num_prompt_tokens))

@@ -20,6 +20,9 @@ PROFILES_VARIABLE = "TRIMTAB_PROFILES"
 LIVE_VARIABLE = "TRIMTAB_LIVE"
 """Profiles to make live at start, joined by commas; not set, every profile of the store that fits the model."""
 
+TERMS_VARIABLE = "TRIMTAB_BANK_TERMS"
+"""How many rank-1 terms live profiles can have at each layer, all together."""
+
 ENTRY = "vllm.entrypoints.openai.api_server"
 
 MAX_CPU_LORAS = 64
@@ -95,16 +98,18 @@ def server_arguments(
     ]
 
 
-def server_environment(roots: Sequence[Path], live: Sequence[str] | None) -> dict[str, str]:
+def server_environment(roots: Sequence[Path], live: Sequence[str] | None, terms: int = 0) -> dict[str, str]:
     """Variables to add to the server's environment.
 
     Args:
         roots: roots of the profile store, the writable one first.
         live: profiles to make live before `/health` answers; None for all that fit the model.
+        terms: room for rank-1 terms of live profiles, at each layer.
     """
     out = {
         SWITCH: "1",
         "VLLM_PLUGINS": "trimtab",
+        TERMS_VARIABLE: str(terms),
         PROFILES_VARIABLE: os.pathsep.join(str(root) for root in roots),
         "VLLM_USE_V2_MODEL_RUNNER": "0",
         # Allows the executor in the engine's process; the HTTP server still runs the engine in a process of its own.

@@ -19,6 +19,7 @@ from ...errors import BadInput, EngineError, LimitExceeded, NotFound, TrimtabErr
 from ...home import home
 from ..files import model_sha256
 from ..profile import Profile, load_profile
+from ..scope import prompt_end_reach
 from ..store import ProfileStore
 from ..weights import merged_adapter, served_name
 
@@ -60,9 +61,13 @@ class LiveProfile:
         self.idle.set()
 
     @property
-    def scoped(self) -> bool:
-        """Whether prompt and generated tokens are treated differently."""
-        return any(part.tokens != "all" for part in self.profile.interventions)
+    def scoped(self) -> int:
+        """0 where every token is treated alike. Else, 1 more than the number of tokens at the prompt's end whose
+        treatment depends on where it ends."""
+        return prompt_end_reach(
+            (part.scope for part in self.profile.interventions),
+            held=self.profile.gate is not None and self.profile.gate.hold,
+        )
 
     def enter(self) -> None:
         """A request starts."""

@@ -16,7 +16,7 @@ Whatever does not look as expected is refused at start, never served unsteered.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,9 +25,11 @@ from torch import nn
 
 from ...errors import BadInput
 from ..bank import Bank
-from ..intervention import by_phase
+from ..kernel import LayerTable, TermTable, added
 from ..profile import Profile
-from .steps import PROFILE_KEY, RECEIPT_KEY, Applied, Ledger, LiveRow, StepView, fill
+from ..scope import Place
+from ..texts import Answers
+from .steps import PROFILE_KEY, RECEIPT_KEY, Applied, Filled, Ledger, Rows, StepView
 from .versions import require_supported
 
 ATTRIBUTE = "trimtab_steering"
@@ -43,8 +45,12 @@ class RunnerSteering:
     Everything here is called from the worker's own thread, between or inside steps; there is no locking.
     """
 
-    def __init__(self, runner: Any, rows: int) -> None:
+    def __init__(self, runner: Any, rows: int, terms: int = 0) -> None:
         """Give every decoder layer of the runner's model the edit.
+
+        Args:
+            rows: rows of the bank, the empty one included.
+            terms: how many rank-1 terms the bank holds at each layer.
 
         Raises:
             BadInput: the model's layers cannot be found, or the engine uses a feature that steering does not cover.
@@ -53,56 +59,68 @@ class RunnerSteering:
         config = runner.vllm_config
         hidden_size = int(config.model_config.get_hidden_size())
         self.layers = decoder_layers(runner.model, int(config.model_config.hf_text_config.num_hidden_layers))
-        self.bank = Bank(len(self.layers), hidden_size, rows, dtype=config.model_config.dtype, device=runner.device)
+        self.bank = Bank(
+            len(self.layers),
+            hidden_size,
+            rows,
+            columns=terms,
+            dtype=config.model_config.dtype,
+            device=runner.device,
+        )
         size = int(runner.max_num_tokens) + _SPARE_TOKENS
         self._index_host = torch.zeros(size, dtype=torch.int64, pin_memory=bool(runner.device.type == "cuda"))
         self._index_np = self._index_host.numpy()
         self.index = self._index_host if runner.device.type == "cpu" else self._index_host.to(runner.device)
-        self.live: dict[str, LiveRow] = {}
+        self.live: dict[str, Place] = {}
+        self._rows = Rows(self.live, Answers(_Tokenizer(config.model_config)))
+        self._tells_late = bool(config.scheduler_config.async_scheduling)
         self.ledger = Ledger()
-        self._dirty = 0
-        self.active: frozenset[int] = frozenset()
-        # In plain eager mode a layer that adds nothing in this step is skipped. Traced code and captured graphs run
-        # whatever they ran when they were made, so there the edit is always in.
+        self.step = Filled(0, frozenset(), False)
+        # In plain eager mode a layer that does nothing in this step is skipped, and so are the rank-1 terms where no
+        # profile of the step has any. Traced code and captured graphs run whatever they ran when they were made, so
+        # there the whole edit is always in.
         self.may_skip = bool(config.model_config.enforce_eager) or _plain_eager(config.compilation_config)
         for number, layer in enumerate(self.layers):
-            layer.register_buffer("trimtab_table", self.bank.table(number), persistent=False)
-            layer.register_buffer("trimtab_index", self.index, persistent=False)
+            register(layer, self.bank.table(number), self.index)
             layer.register_forward_hook(self._edit(number))
 
     def _edit(self, number: int) -> Callable[[Any, Any, Any], Any]:
-        may_skip = self.may_skip
+        may_skip, terms = self.may_skip, bool(self.bank.columns)
 
         def edit(layer: Any, _args: Any, output: Any) -> Any:
-            if may_skip and number not in self.active:
+            if may_skip and number not in self.step.layers:
                 return None
+            reads = terms and not (may_skip and not self.step.reads)
             hidden = output[0] if isinstance(output, tuple) else output
-            added = hidden + torch.index_select(layer.trimtab_table, 0, layer.trimtab_index[: hidden.shape[0]])
-            return (added, *output[1:]) if isinstance(output, tuple) else added
+            # The last add of a layer is deferred: whatever reads the residual must read the sum.
+            total = hidden + output[1] if reads and isinstance(output, tuple) else hidden
+            edited = hidden + added(table_of(layer, reads), layer.trimtab_rows[: hidden.shape[0]], total)
+            return (edited, *output[1:]) if isinstance(output, tuple) else edited
 
         return edit
 
-    def load(self, profile: Profile) -> LiveRow:
+    def load(self, profile: Profile) -> Place:
         """Make a profile live. Raises LimitExceeded when the bank is full, BadInput when it does not fit."""
-        if profile.sha256 in self.live:
-            return self.live[profile.sha256]
-        vectors = by_phase(profile.interventions)
-        row = LiveRow()
-        if vectors:
-            place = self.bank.put(profile.sha256, profile)
-            phases = {phase for _, phase in vectors}
-            row = LiveRow(
-                self.bank.index(place, "prompt") if "prompt" in phases else 0,
-                self.bank.index(place, "generated") if "generated" in phases else 0,
-                frozenset(layer for layer, _ in vectors),
-            )
-        self.live[profile.sha256] = row
-        return row
+        if profile.sha256 not in self.live:
+            if profile.gate is not None:
+                raise BadInput(
+                    "vLLM does not serve profiles with a condition (`gate`) yet",
+                    where=f"profile {profile.id}",
+                    fix="Use the transformers engine for it",
+                )
+            if self._tells_late and any(part.scope.reads_text for part in profile.interventions):
+                raise BadInput(
+                    "a token scope reads the generated text, which asynchronous scheduling tells too late",
+                    where=f"profile {profile.id}",
+                    fix="Start the server with --no-async-scheduling",
+                )
+            self.live[profile.sha256] = self.bank.put(profile.sha256, profile) if profile.interventions else Place()
+        return self.live[profile.sha256]
 
     def unload(self, sha: str) -> None:
         """Make a profile not live; one that was not is left so. Its requests must have ended."""
-        row = self.live.pop(sha, None)
-        if row is not None and row.layers:
+        place = self.live.pop(sha, None)
+        if place is not None and place.layers:
             self.bank.drop(sha)
 
     def receipt(self, receipt: str) -> list[Applied] | None:
@@ -111,16 +129,16 @@ class RunnerSteering:
 
     def before_step(self, view: StepView) -> None:
         """Set the index for a real step. Raises NotFound when a request's profile is not live."""
-        self._dirty, self.active = self._write(view)
-        self.ledger.record(view, self.live)
+        self.step = self._write(view)
+        self.ledger.record(view, self._rows)
 
-    def _write(self, view: StepView) -> tuple[int, frozenset[int]]:
-        before = self._dirty
-        dirty, layers = fill(view, self.live, self._index_np, before)
-        if self.index is not self._index_host and max(before, dirty):
-            end = max(before, dirty)
+    def _write(self, view: StepView) -> Filled:
+        before = self.step.dirty
+        filled = self._rows.fill(view, self._index_np, before)
+        end = max(before, filled.dirty)
+        if self.index is not self._index_host and end:
             self.index[:end].copy_(self._index_host[:end], non_blocking=True)
-        return dirty, layers
+        return filled
 
     def before_dummy(self) -> None:
         """Zero the index for a run without requests."""
@@ -131,11 +149,12 @@ _EMPTY = np.zeros(0, dtype=np.int64)
 _NOTHING = StepView((), (), (), (), _EMPTY, _EMPTY, _EMPTY)
 
 
-def install(rows: int) -> None:
+def install(rows: int, terms: int) -> None:
     """Wrap the runner's seams, once per process, before a runner is made.
 
     Args:
-        rows: rows of the bank; `rows - 1` profiles with interventions can be live.
+        rows: rows of the bank; `rows - 1` can be taken by live profiles.
+        terms: rank-1 terms that live profiles can have at each layer, all together.
 
     Raises:
         BadInput: this vLLM is not supported, or its runner lacks a seam.
@@ -151,7 +170,7 @@ def install(rows: int) -> None:
             raise BadInput(f"vLLM's model runner has no {name}", where="vllm", fix="Install the supported vLLM")
     for runner_class in (GPUModelRunner, CPUModelRunner):
         if "load_model" in vars(runner_class):
-            runner_class.load_model = _after_load(runner_class.load_model, rows)
+            runner_class.load_model = _after_load(runner_class.load_model, rows, terms)
     GPUModelRunner._prepare_inputs = _with_step(GPUModelRunner._prepare_inputs)
     GPUModelRunner._dummy_run = _with_dummy(GPUModelRunner._dummy_run)
     GPUModelRunner._trimtab_installed = True
@@ -190,7 +209,38 @@ def step_view(runner: Any, scheduler_output: Any) -> StepView:
         lengths=np.fromiter((scheduled[i] for i in ids), np.int64, count),
         positions=batch.num_computed_tokens_cpu[:count].astype(np.int64),
         prompt_lengths=np.fromiter((s.num_prompt_tokens for s in states), np.int64, count),
+        outputs=[s.output_token_ids for s in states],
     )
+
+
+def register(layer: nn.Module, table: LayerTable, rows: torch.Tensor) -> None:
+    """Make the rows and a table's tensors buffers of a layer: what traced code may read."""
+    buffers = {"rows": rows, "add": table.add, **({} if table.terms is None else table.terms._asdict())}
+    for name, tensor in buffers.items():
+        layer.register_buffer(f"trimtab_{name}", tensor, persistent=False)
+
+
+def table_of(layer: Any, reads: bool) -> LayerTable:
+    """The table of a layer, from its buffers; `reads` says whether it has rank-1 terms."""
+    terms = TermTable(*(getattr(layer, f"trimtab_{name}") for name in TermTable._fields)) if reads else None
+    return LayerTable(layer.trimtab_add, terms)
+
+
+class _Tokenizer:
+    """The model's tokenizer, loaded when the first answer is read."""
+
+    def __init__(self, model_config: Any) -> None:
+        self._config = model_config
+        self._made: Any = None
+
+    def decode(self, ids: Sequence[int], **options: Any) -> str:
+        """As transformers' tokenizers do."""
+        if self._made is None:
+            from vllm.tokenizers import cached_tokenizer_from_config
+
+            self._made = cached_tokenizer_from_config(self._config)
+        text: str = self._made.decode(ids, **options)
+        return text
 
 
 def decoder_layers(model: nn.Module, count: int) -> list[nn.Module]:
@@ -214,12 +264,12 @@ def decoder_layers(model: nn.Module, count: int) -> list[nn.Module]:
     return list(best[0])
 
 
-def _after_load(stock: Callable[..., Any], rows: int) -> Callable[..., Any]:
+def _after_load(stock: Callable[..., Any], rows: int, terms: int) -> Callable[..., Any]:
     @functools.wraps(stock)
     def load_model(self: Any, *args: Any, **kwargs: Any) -> Any:
         out = stock(self, *args, **kwargs)
         if getattr(self, ATTRIBUTE, None) is None:
-            setattr(self, ATTRIBUTE, RunnerSteering(self, rows))
+            setattr(self, ATTRIBUTE, RunnerSteering(self, rows, terms))
         return out
 
     return load_model

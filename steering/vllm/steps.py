@@ -1,8 +1,8 @@
 """One step of the engine as plain data, and what steering makes of it. Pure numpy: nothing here knows vLLM or torch.
 
-A batch is the tokens of several requests laid end to end. For each token the layers gather one row of a table that
-holds every live profile twice, once for prompt tokens and once for generated ones (see `steering.bank`); entry 0 is
-zero. `fill` writes those entries; `Ledger` keeps what was really applied to each request, for receipts.
+A batch is the tokens of several requests laid end to end. For each token the layers gather one row of a bank
+(`steering.bank`); row 0 is no steering. `Rows` finds and writes those rows; `Ledger` keeps what was really applied to
+each request, for receipts.
 """
 
 from __future__ import annotations
@@ -10,11 +10,14 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ...errors import NotFound
+from ...errors import EngineError, NotFound
+from ..scope import Place
+from ..texts import Answers
 
 PROFILE_KEY = "trimtab"
 """Field of a request's `extra_args` that holds the profile's SHA-256, in hex."""
@@ -38,6 +41,7 @@ class StepView:
         positions: absolute position of the first of them in the request's sequence, [R].
         prompt_lengths: tokens of the request's own prompt, [R]. A request that was preempted is prefilled again with
             prompt and answer so far; its prompt length does not change by that.
+        outputs: tokens generated so far; read only for scopes that ask for the text.
     """
 
     request_ids: Sequence[str]
@@ -47,21 +51,7 @@ class StepView:
     lengths: Ints
     positions: Ints
     prompt_lengths: Ints
-
-
-@dataclass(frozen=True)
-class LiveRow:
-    """A live profile as the runner sees it.
-
-    Attributes:
-        prompt: entry of the table for prompt tokens; 0 when the profile does nothing to them.
-        generated: entry of the table for generated tokens; 0 when the profile does nothing to them.
-        layers: layers at which it acts.
-    """
-
-    prompt: int = 0
-    generated: int = 0
-    layers: frozenset[int] = frozenset()
+    outputs: Sequence[Sequence[int]] = ()
 
 
 @dataclass
@@ -84,52 +74,110 @@ class Applied:
     restored: int = 0
 
 
-def fill(view: StepView, live: Mapping[str, LiveRow], index: Ints, dirty: int) -> tuple[int, frozenset[int]]:
-    """Write the table entry of each token of a step into `index`, and zero whatever an earlier step left behind it.
+class Filled(NamedTuple):
+    """What a step needs.
+
+    Attributes:
+        dirty: how many leading entries of the index may be nonzero now.
+        layers: the layers at which something is done.
+        reads: whether rank-1 terms are among it.
+    """
+
+    dirty: int
+    layers: frozenset[int]
+    reads: bool
+
+
+class Rows:
+    """The rows of tokens, by the places of live profiles.
 
     Args:
-        view: the step, N tokens in all.
-        live: the live profiles by SHA-256.
-        index: the fixed buffer, [max tokens], changed in place.
-        dirty: how many leading entries may be nonzero from earlier steps.
-
-    Returns:
-        How many leading entries may be nonzero now, and the layers at which something is added in this step.
-
-    Raises:
-        NotFound: a request names a profile that is not live. Nothing runs unsteered in silence.
-        IndexError: the step has more tokens than the buffer.
+        live: the live profiles by SHA-256; read at every step, so it may change between steps.
+        answers: what was said, for scopes that read it; None where no profile may have such a scope.
     """
-    rows = [_row(live, sha) for sha in view.profiles]
-    layers: frozenset[int] = frozenset().union(*(row.layers for row in rows))
-    if not layers:
-        index[:dirty] = 0
-        return 0, layers
-    lengths = np.asarray(view.lengths, dtype=np.int64)
-    total = int(lengths.sum())
-    if total > len(index):
-        raise IndexError(f"a step of {total} tokens does not fit the steering buffer of {len(index)}")
-    starts = np.cumsum(lengths) - lengths
-    positions = np.repeat(view.positions - starts, lengths) + np.arange(total, dtype=np.int64)
-    prompt = np.repeat(np.fromiter((row.prompt for row in rows), np.int64, len(rows)), lengths)
-    generated = np.repeat(np.fromiter((row.generated for row in rows), np.int64, len(rows)), lengths)
-    index[:total] = np.where(positions < np.repeat(view.prompt_lengths, lengths), prompt, generated)
-    index[total:dirty] = 0
-    return total, layers
+
+    def __init__(self, live: Mapping[str, Place], answers: Answers | None = None) -> None:
+        self._live, self._answers = live, answers
+
+    def place(self, sha: str | None) -> Place:
+        """The place of a request's profile. Raises NotFound when it is not live: nothing runs unsteered in silence."""
+        if sha is None:
+            return _NOWHERE
+        try:
+            return self._live[sha]
+        except KeyError:
+            raise NotFound(
+                f"profile {sha[:12]} is not live",
+                where="steering",
+                fix="Load the profile before sending requests to it",
+            ) from None
+
+    def of_span(self, view: StepView, i: int, place: Place, begin: int, end: int) -> Ints:
+        """The rows of the positions [begin, end) of the i-th request of a step, [end - begin]."""
+        prompt = int(view.prompt_lengths[i])
+        states = None
+        if place.reads_text:
+            answer = view.outputs[i]
+            missing = prompt + len(answer) < end or any(token < 0 for token in answer[: max(0, end - prompt)])
+            if self._answers is None or missing:
+                raise EngineError(
+                    "a token scope reads the generated text, and this engine does not tell it in time",
+                    where="steering",
+                    fix="Start the server with --no-async-scheduling",
+                )
+            states = self._answers.states(view.request_ids[i], place, range(begin, end), prompt, answer)
+        return place.rows_of(np.arange(begin, end, dtype=np.int64), prompt, states)
+
+    def fill(self, view: StepView, index: Ints, dirty: int) -> Filled:
+        """Write the row of each token of a step into `index`, and zero whatever an earlier step left behind it.
+
+        Args:
+            view: the step, N tokens in all.
+            index: the fixed buffer, [max tokens], changed in place.
+            dirty: how many leading entries may be nonzero from earlier steps.
+
+        Raises:
+            NotFound: a request names a profile that is not live.
+            EngineError: what was generated is not known in time.
+            IndexError: the step has more tokens than the buffer.
+        """
+        places = [self.place(sha) for sha in view.profiles]
+        layers: frozenset[int] = frozenset().union(*(place.layers for place in places))
+        if not layers:
+            index[:dirty] = 0
+            return Filled(0, layers, False)
+        lengths = np.asarray(view.lengths, dtype=np.int64)
+        total = int(lengths.sum())
+        if total > len(index):
+            raise IndexError(f"a step of {total} tokens does not fit the steering buffer of {len(index)}")
+        starts = np.cumsum(lengths) - lengths
+        # Places that only ask for the phase are written all at once, the others over it one by one.
+        phases = [place.by_phase if place.plain else (0, 0) for place in places]
+        positions = np.repeat(view.positions - starts, lengths) + np.arange(total, dtype=np.int64)
+        prompt, generated = (
+            np.repeat(np.fromiter((p[side] for p in phases), np.int64, len(phases)), lengths) for side in (0, 1)
+        )
+        index[:total] = np.where(positions < np.repeat(view.prompt_lengths, lengths), prompt, generated)
+        for i, place in enumerate(places):
+            if not place.plain:
+                begin = int(view.positions[i])
+                span = slice(int(starts[i]), int(starts[i] + lengths[i]))
+                index[span] = self.of_span(view, i, place, begin, begin + int(lengths[i]))
+        index[total:dirty] = 0
+        return Filled(total, layers, any(place.reads for place in places))
+
+    def covered(self, view: StepView, i: int, begin: int, end: int) -> int:
+        """How many of the positions [begin, end) of the i-th request are steered."""
+        place = self.place(view.profiles[i])
+        if not place.plain:
+            return int(np.count_nonzero(self.of_span(view, i, place, begin, end)))
+        prompt, (in_prompt, generated) = int(view.prompt_lengths[i]), place.by_phase
+        before = max(0, min(end, prompt) - begin) if in_prompt else 0
+        after = max(0, end - max(begin, prompt)) if generated else 0
+        return before + after
 
 
-def _row(live: Mapping[str, LiveRow], sha: str | None) -> LiveRow:
-    if sha is None:
-        return _NONE
-    try:
-        return live[sha]
-    except KeyError:
-        raise NotFound(
-            f"profile {sha[:12]} is not live", where="steering", fix="Load the profile before sending requests to it"
-        ) from None
-
-
-_NONE = LiveRow()
+_NOWHERE = Place()
 
 
 @dataclass
@@ -139,7 +187,7 @@ class Ledger:
     limit: int = 4096
     _entries: OrderedDict[str, dict[str, Applied]] = field(default_factory=OrderedDict)
 
-    def record(self, view: StepView, live: Mapping[str, LiveRow]) -> None:
+    def record(self, view: StepView, rows: Rows) -> None:
         """Note a step. Called once per step, before the model runs."""
         for i, receipt in enumerate(view.receipts):
             if receipt is None:
@@ -152,25 +200,17 @@ class Ledger:
             else:
                 self._entries.move_to_end(receipt)
             begin = int(view.positions[i])
-            end, prompt = begin + int(view.lengths[i]), int(view.prompt_lengths[i])
-            row = _row(live, view.profiles[i])
+            end = begin + int(view.lengths[i])
             entry = requests.get(view.request_ids[i])
             if entry is None:
-                restored = _covered(row, 0, begin, prompt)
+                restored = rows.covered(view, i, 0, begin)
                 entry = Applied(view.profiles[i], view.adapters[i], begin, restored, restored)
                 requests[view.request_ids[i]] = entry
             if end > entry.seen:
-                entry.steered += _covered(row, entry.seen, end, prompt)
+                entry.steered += rows.covered(view, i, entry.seen, end)
                 entry.seen = end
 
     def get(self, receipt: str) -> list[Applied] | None:
         """What was applied to the requests under one receipt id, or None when it is unknown or forgotten."""
         requests = self._entries.get(receipt)
         return None if requests is None else list(requests.values())
-
-
-def _covered(row: LiveRow, begin: int, end: int, prompt: int) -> int:
-    """How many of the positions [begin, end) get a vector, with `prompt` prompt tokens."""
-    before = max(0, min(end, prompt) - begin) if row.prompt else 0
-    after = max(0, end - max(begin, prompt)) if row.generated else 0
-    return before + after

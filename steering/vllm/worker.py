@@ -17,13 +17,15 @@ from typing import Any
 from ...errors import TrimtabError
 from ..profile import load_profile
 from . import attention_cpu, lora_cpu, runner
+from .launch import TERMS_VARIABLE
 from .plugin import SWITCH
 from .versions import require_supported
 
 ROWS_VARIABLE = "TRIMTAB_BANK_ROWS"
-"""How many profiles with interventions can be live, plus one."""
+"""How many rows the bank has, the empty one included. A profile takes one for each set of its tokens that is treated
+alike: one where all are, two where it tells prompt and answer apart."""
 
-DEFAULT_ROWS = 65
+DEFAULT_ROWS = 129
 
 
 class SteeringExtension:
@@ -43,7 +45,8 @@ class SteeringExtension:
                 "hidden_size": bank.hidden_size,
                 "num_layers": bank.num_layers,
                 "rows": bank.rows - 1,
-                "rows_used": len(bank.live()),
+                "rows_used": bank.rows_used,
+                "terms": bank.columns,
                 "lora_op": "trimtab" if lora_cpu.installed() else "stock",
                 "lora_slots": lora.max_loras if lora is not None else 0,
             }
@@ -90,6 +93,6 @@ def _answer(function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 if os.environ.get(SWITCH) == "1":
-    runner.install(int(os.environ.get(ROWS_VARIABLE, DEFAULT_ROWS)))
+    runner.install(int(os.environ.get(ROWS_VARIABLE, DEFAULT_ROWS)), int(os.environ.get(TERMS_VARIABLE, "0")))
     lora_cpu.install()
     attention_cpu.install()

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from trimtab.errors import BadInput
 from trimtab.steering.hooks import adapted, decoder_layers, reading, steered
-from trimtab.steering.intervention import Intervention, by_phase, fold
+from trimtab.steering.intervention import Intervention, fold, variants
 
 HIDDEN, LAYERS = 32, 3
 
@@ -107,14 +107,16 @@ def test_fold_is_linear_and_order_does_not_matter(model: PreTrainedModel, ids: t
     a, b = vector(7), vector(8)
     parts = [Intervention(1, a), Intervention(1, b), Intervention(2, b, "prompt"), Intervention(1, 2 * a)]
     folded = fold(parts)
-    assert list(folded) == [(1, "all"), (2, "prompt")]
-    torch.testing.assert_close(folded[1, "all"], 3 * a + b)
-    assert all(torch.equal(folded[key], fold(parts[::-1])[key]) for key in folded)
+    assert list(folded) == [1, 2]
+    torch.testing.assert_close(folded[1].vector, 3 * a + b)
+    assert all(torch.equal(edit.vector, fold(parts[::-1])[layer].vector) for layer, edit in folded.items())
     with steered(model, parts, 5):
         one = logits(model, ids)
-    with steered(model, [Intervention(layer, v, tokens) for (layer, tokens), v in folded.items()], 5):
+    with steered(model, [Intervention(1, folded[1].vector), Intervention(2, folded[2].vector, "prompt")], 5):
         assert torch.equal(logits(model, ids), one)
-    assert set(by_phase(parts)) == {(1, "prompt"), (1, "generated"), (2, "prompt")}
+    made = variants(parts)  # all tokens are in the first scope, those of the prompt in both
+    assert {mask: sorted(edits) for mask, edits in made.edits.items()} == {1: [1], 3: [1, 2]}
+    assert made.layers == {1, 2}
 
 
 def test_rows_of_a_batch_have_their_own_prompt_length(model: PreTrainedModel, ids: torch.Tensor) -> None:

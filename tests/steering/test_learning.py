@@ -20,6 +20,7 @@ from trimtab.steering.intervention import Intervention
 from trimtab.steering.methods.difference_of_means import check, learn, log_margins
 from trimtab.steering.pairs import Encoded, Pair, encode, read_pairs, split
 from trimtab.steering.profile import load_profile
+from trimtab.steering.scope import Scope
 from trimtab.steering.store import ProfileStore
 
 LAYERS = [0, 2]
@@ -201,10 +202,29 @@ def test_learn_means_writes_a_profile(
     assert command(*words, "--name", "wordy", "--negate", "--out", tmp_path / "wordy", store=store) == 0
     opposite = load_profile(tmp_path / "wordy")
     for a, b in zip(profile.interventions, opposite.interventions, strict=True):
+        assert a.vector is not None
+        assert b.vector is not None
         assert torch.equal(a.vector, -b.vector)
-        assert a.tokens == "generated"
+        assert a.scope == Scope("generated")
     with pytest.raises(BadInput, match="already exists"):
         command(*words, "--name", "terse", store=store)
+
+
+def test_a_profile_can_be_held_to_the_answer(
+    tmp_path: Path, base: Path, plain: PreTrainedModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["steer", "learn", "means", "--base", base, "--pairs", pairs_file(tmp_path), "--layers", 1, "--strength", 2]
+    assert command(*words, "--name", "late", "--steps", "answer", "--out", tmp_path / "late", "--json") == 0
+    assert command(*words, "--name", "whole", "--out", tmp_path / "whole", "--json") == 0
+    late, whole = load_profile(tmp_path / "late"), load_profile(tmp_path / "whole")
+    assert late.document.steps == ["answer"]
+    assert [part.scope for part in late.interventions] == [Scope(steps=frozenset({"answer"}))]
+    assert torch.equal(late.interventions[0].vector, whole.interventions[0].vector)
+    assert late.document.calibration != whole.document.calibration  # checked as it is served
+    assert command("profiles", "show", "late", store=ProfileStore(tmp_path)) == 0
+    assert "to answer" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        command(*words, "--name", "x", "--steps", "sleep")
 
 
 def test_the_adapter_is_applied_while_reading(

@@ -72,7 +72,7 @@ def test_loads_what_was_saved(folder: Path) -> None:
     assert profile.adapter == folder.resolve() / "adapter"
     assert profile.decoding.temperature == 0.0
     assert profile.decoding.top_p is None
-    assert [part.tokens for part in profile.interventions] == ["all", "generated"]
+    assert [str(part.scope) for part in profile.interventions] == ["all", "generated"]
     assert torch.equal(profile.interventions[0].vector, tensors()["vectors.safetensors"]["layer_1"] * 4.0)
     assert profile.deltas[0].strength == 1.0
 
@@ -130,7 +130,21 @@ BAD_FIELDS: dict[str, tuple[Callable[[dict[str, Any]], Any], str, str]] = {
     "base hash": (lambda d: d["base"].update(sha256="cd" * 32), "base.sha256", "made for base model"),
     "site": (lambda d: d["interventions"][0].update(site="mlp_out"), "interventions.0.site", "resid_post"),
     "scope": (lambda d: d["interventions"][0].update(tokens="last"), "interventions.0.tokens", "generated"),
-    "steps": (lambda d: d.update(steps=["answer"]), "profile.yaml: steps", "not supported yet"),
+    "steps": (lambda d: d.update(steps=["think"]), "profile.yaml: steps", "arguments"),
+    "no steps": (lambda d: d.update(steps=[]), "profile.yaml: steps", "names no step"),
+    "no such kind": (lambda d: d["interventions"][0].update(kind="multiply"), "interventions.0", "multiply"),
+    "a field of another kind": (lambda d: d["interventions"][0].update(low=1.0), "interventions.0.low", "Extra inputs"),
+    "scope without condition": (lambda d: d["interventions"][0].update(tokens={}), "interventions.0.tokens", "phase"),
+    "last of the answer": (
+        lambda d: d["interventions"][0].update(tokens={"phase": "generated", "last": 2}),
+        "interventions.0.tokens",
+        "counts prompt tokens",
+    ),
+    "a gate that comes too late": (
+        lambda d: d.update(gate={"layer": 2, "file": "vectors.safetensors", "tensor": "layer_1", "threshold": 0.5}),
+        "profile.yaml: gate.layer",
+        "before the condition is read",
+    ),
     "no such layer": (lambda d: d["interventions"][0].update(layer=3), "interventions.0.layer", "layers 0 to 2"),
     "negative layer": (lambda d: d["interventions"][0].update(layer=-1), "interventions.0.layer", "greater"),
     "strength NaN": (lambda d: d["interventions"][0].update(strength=float("nan")), "interventions.0.str", "finite"),

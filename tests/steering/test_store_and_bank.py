@@ -93,27 +93,27 @@ def test_bank_rows(tmp_path: Path) -> None:
     both = write(tmp_path / "a", "a", layer=0)
     late = write(tmp_path / "b", "b", seed=1, tokens="generated", layer=2)
     bank = Bank(3, 8, 3)
-    address = bank.storage.data_ptr()
-    assert (bank.put(both.sha256, both), bank.put(late.sha256, late)) == (1, 2)
-    assert bank.put(both.sha256, both) == 1
-    assert torch.equal(bank.tensor(0, "prompt")[1], both.interventions[0].vector)
-    assert torch.equal(bank.tensor(0, "generated")[1], both.interventions[0].vector)
-    assert torch.equal(bank.tensor(2, "generated")[2], late.interventions[0].vector)
-    assert not bank.tensor(2, "prompt").any()
-    assert not bank.storage[:, :, 0].any()
-    assert torch.equal(bank.table(2)[bank.index(2, "generated")], late.interventions[0].vector)
+    address = bank.add.data_ptr()
+    assert bank.put(both.sha256, both).by_phase == (1, 1)
+    assert bank.put(late.sha256, late).by_phase == (0, 2)
+    assert bank.put(both.sha256, both).by_phase == (1, 1)
+    assert torch.equal(bank.table(0).add[1], both.interventions[0].vector)
+    assert torch.equal(bank.table(2).add[2], late.interventions[0].vector)
+    assert not bank.table(0).add[2].any()
+    assert not bank.add[:, 0].any()
     third = write(tmp_path / "c", "c", seed=2)
-    before = bank.storage.clone()
-    with pytest.raises(LimitExceeded, match="all 2 rows"):
+    before = bank.add.clone()
+    with pytest.raises(LimitExceeded, match="0 of the bank's 2 rows"):
         bank.put(third.sha256, third)
     with pytest.raises(NotFound, match="not live"):
-        bank.row(third.sha256)
-    assert torch.equal(bank.storage, before)
+        bank.place(third.sha256)
+    assert torch.equal(bank.add, before)
     bank.drop(both.sha256)
-    assert bank.put(third.sha256, third) == 1
-    assert not bank.tensor(0, "prompt")[1].any()  # nothing of the former tenant is left
-    assert bank.live() == {late.sha256: 2, third.sha256: 1}
-    assert bank.storage.data_ptr() == address == bank.table(0).data_ptr()
+    assert bank.rows_used == 1
+    assert bank.put(third.sha256, third).by_phase == (1, 1)
+    assert not bank.table(0).add[1].any()  # nothing of the former tenant is left
+    assert set(bank.live()) == {late.sha256, third.sha256}
+    assert bank.add.data_ptr() == address == bank.table(0).add.data_ptr()
 
 
 def test_bank_refuses_what_does_not_fit(tmp_path: Path) -> None:

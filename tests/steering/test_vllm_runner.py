@@ -12,7 +12,9 @@ import pytest
 import torch
 from torch import nn
 from trimtab.errors import BadInput, LimitExceeded, NotFound
-from trimtab.steering.intervention import Intervention
+from trimtab.steering.intervention import Gate, Intervention
+from trimtab.steering.scope import Scope
+from trimtab.steering.terms import ablate
 from trimtab.steering.vllm.cache_keys import SCOPED_KEY, phase_key
 from trimtab.steering.vllm.runner import RunnerSteering, decoder_layers, steering_of, step_view
 
@@ -44,7 +46,7 @@ class Model(nn.Module):
         return hidden + residual
 
 
-def make_runner(model: nn.Module, *, eager: bool = True, **parallel: Any) -> Any:
+def make_runner(model: nn.Module, *, eager: bool = True, rows: int = 4, terms: int = 0, **parallel: Any) -> Any:
     """A stand-in with the fields of vLLM's V1 runner that steering reads."""
     runner = SimpleNamespace(
         model=model,
@@ -63,12 +65,13 @@ def make_runner(model: nn.Module, *, eager: bool = True, **parallel: Any) -> Any
                 mode=3, cudagraph_mode=SimpleNamespace(has_full_cudagraphs=lambda: False)
             ),
             speculative_config=None,
+            scheduler_config=SimpleNamespace(async_scheduling=False),
             parallel_config=SimpleNamespace(pipeline_parallel_size=1, enable_dbo=False, **parallel),
         ),
         input_batch=SimpleNamespace(num_reqs=0, req_ids=[], num_computed_tokens_cpu=np.zeros(8, dtype=np.int32)),
         requests={},
     )
-    runner.trimtab_steering = RunnerSteering(runner, rows=3)
+    runner.trimtab_steering = RunnerSteering(runner, rows, terms)
     return runner
 
 
@@ -77,7 +80,10 @@ def schedule(runner: Any, *requests: tuple[str, str | None, int, int, int]) -> A
     for row, (name, profile, computed, _, prompt) in enumerate(requests):
         extra = None if profile is None else {"trimtab": profile, "trimtab_id": f"receipt-{name}"}
         runner.requests[name] = SimpleNamespace(
-            sampling_params=SimpleNamespace(extra_args=extra), lora_request=None, num_prompt_tokens=prompt
+            sampling_params=SimpleNamespace(extra_args=extra),
+            lora_request=None,
+            num_prompt_tokens=prompt,
+            output_token_ids=[],
         )
         runner.input_batch.num_computed_tokens_cpu[row] = computed
     # vLLM keeps finished rows behind the live ones until they are reused: they must not be read.
@@ -87,7 +93,7 @@ def schedule(runner: Any, *requests: tuple[str, str | None, int, int, int]) -> A
 
 
 def profile(sha: str, *parts: Intervention) -> Any:
-    return SimpleNamespace(sha256=sha, id=f"{sha}@1", interventions=parts)
+    return SimpleNamespace(sha256=sha, id=f"{sha}@1", interventions=parts, gate=None)
 
 
 def vector(value: float) -> torch.Tensor:
@@ -126,6 +132,51 @@ def test_each_token_gets_its_own_edit(eager: bool) -> None:
     assert steering.receipt("receipt-b") is None
 
 
+@pytest.mark.parametrize("eager", [True, False])
+@torch.no_grad()
+def test_what_reads_the_residual_reads_the_sum(eager: bool) -> None:
+    """The blocks hand on (hidden, residual) with the add deferred; a projection is of their sum."""
+    torch.manual_seed(0)
+    model, plain = Model(), Model()
+    plain.load_state_dict(model.state_dict())
+    runner = make_runner(model, eager=eager, terms=4)
+    steering = steering_of(runner)
+    direction = torch.randn(H)
+    steering.load(profile("p", Intervention(1, vector(2.0), "all", ablate(direction))))
+    steering.load(profile("q", Intervention(1, vector(1.0))))
+    steering.before_step(
+        step_view(runner, schedule(runner, ("a", "p", 0, 2, 2), ("b", "q", 0, 1, 1), ("c", None, 0, 1, 1)))
+    )
+    run = model if eager else torch.compile(model, backend="eager", fullgraph=True, dynamic=True)
+    x = torch.randn(4, H)
+    blocks: Any = plain.model.layers
+    hidden, residual = blocks[0](x, torch.zeros_like(x))
+    hidden, residual = blocks[1](hidden, residual)
+    unit, total = direction / direction.norm(), hidden + residual
+    hidden[:2] += 2.0 - torch.outer(total[:2] @ unit, unit)
+    hidden[2] += 1.0
+    hidden, residual = blocks[2](hidden, residual)
+    torch.testing.assert_close(run(x), hidden + residual)
+    steering.before_dummy()
+    assert torch.equal(run(x), plain(x))
+
+
+def test_what_the_engine_cannot_do_is_refused_when_the_profile_is_loaded() -> None:
+    runner = make_runner(Model())
+    steering = steering_of(runner)
+    gated = profile("g", Intervention(1, vector(1.0)))
+    gated.gate = Gate(0, vector(1.0), 0.5)
+    with pytest.raises(BadInput, match="condition"):
+        steering.load(gated)
+    with pytest.raises(LimitExceeded, match="0 of the bank's 0 rank-1 terms"):
+        steering.load(profile("p", Intervention(1, None, "all", ablate(vector(1.0)))))
+    runner.vllm_config.scheduler_config.async_scheduling = True
+    late = RunnerSteering(runner, rows=3)
+    with pytest.raises(BadInput, match="no-async-scheduling"):
+        late.load(profile("t", Intervention(1, vector(1.0), Scope(after="x"))))
+    assert steering.live == late.live == {}
+
+
 @torch.no_grad()
 def test_loading_and_unloading_change_what_compiled_code_reads() -> None:
     torch.manual_seed(0)
@@ -155,7 +206,7 @@ def test_a_request_of_a_profile_that_is_gone_stops_the_step() -> None:
 
 
 def test_a_full_bank_refuses_and_adapters_alone_need_no_row() -> None:
-    steering = steering_of(make_runner(Model()))
+    steering = steering_of(make_runner(Model(), rows=3))
     for name in ("p", "q"):
         steering.load(profile(name, Intervention(0, vector(1.0))))
     with pytest.raises(LimitExceeded):

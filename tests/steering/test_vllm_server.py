@@ -15,7 +15,7 @@ import httpx
 import openai
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from trimtab.home import file_sha256
 from trimtab.steering.document import Document
 from trimtab.steering.files import model_sha256
@@ -45,6 +45,9 @@ class Bench:
         config = self.hf.config
         self.width, self.layers, self.vocabulary = config.hidden_size, config.num_hidden_layers, config.vocab_size
         self.base_sha = model_sha256(server.model_dir)
+        self.tokenizer = AutoTokenizer.from_pretrained(server.model_dir)
+        self.edited = 0
+        """Tokens that were edited in the last answer of the reference."""
         self.profiles: dict[str, Profile | None] = {self.model: None}
         self.norm = self._typical_norm()
 
@@ -82,8 +85,20 @@ class Bench:
             torch.random.set_rng_state(state)
         return target
 
-    def make(self, name: str, vectors: Sequence[tuple[int, str]] = (), adapter: int | None = None) -> None:
-        """Write a profile to the store and make it live while the server runs. vectors: (layer, tokens)."""
+    def make(
+        self,
+        name: str,
+        vectors: Sequence[tuple[int, Any]] = (),
+        adapter: int | None = None,
+        more: Sequence[dict[str, Any]] = (),
+        **fields_: Any,
+    ) -> None:
+        """Write a profile to the store and make it live while the server runs.
+
+        Args:
+            vectors: (layer, tokens) of each added vector.
+            more: entries of other kinds; their tensors are unit vectors `u0` to `u3` and `u`, three of them.
+        """
         source = None if adapter is None else self.adapter(adapter)
         fields: dict[str, Any] = {
             "format": 1,
@@ -92,14 +107,20 @@ class Bench:
             "interventions": [
                 {"layer": layer, "file": "v.safetensors", "tensor": f"t{i}", "strength": 1.0, "tokens": tokens}
                 for i, (layer, tokens) in enumerate(vectors)
-            ],
+            ]
+            + [{"file": "u.safetensors", **entry} for entry in more],
+            **fields_,
         }
+        tensors = {"v.safetensors": {f"t{i}": self.vector(i) for i in range(len(vectors))}} if vectors else {}
+        if more:
+            units = {f"u{i}": self.vector(50 + i) / self.norm for i in range(4)}
+            tensors["u.safetensors"] = units | {"u": torch.stack([units["u0"], units["u1"], units["u2"]])}
         if source is not None:
             fields["adapter"] = {"path": "adapter", "sha256": file_sha256(source / "adapter_model.safetensors")}
         self.profiles[name] = save_profile(
             self.roots[0] / f"{name}@1",
             Document.model_validate(fields),
-            tensors={"v.safetensors": {f"t{i}": self.vector(i) for i in range(len(vectors))}} if vectors else None,
+            tensors=tensors,
             adapters={"adapter": source} if source is not None else None,
             replace=True,
         )
@@ -125,7 +146,7 @@ class Bench:
             if profile is not None:
                 merged = merged_adapter(profile, self.folder / "merged")
                 model = stack.enter_context(adapted(self.hf, merged[0] if merged else None))
-                stack.enter_context(steered(model, profile, len(prompt)))
+                run = stack.enter_context(steered(model, profile, len(prompt), tokenizer=self.tokenizer))
             out = model.generate(
                 input_ids=torch.tensor([prompt]),
                 attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
@@ -136,6 +157,7 @@ class Bench:
                 return_dict_in_generate=True,
                 output_logits=True,
             )
+        self.edited = 0 if profile is None else run.edited
         ids = [int(i) for i in out.sequences[0, len(prompt) :]]
         rows = [logits[0].float().log_softmax(-1) for logits in out.logits]
         return ids, [float(row[i]) for row, i in zip(rows, ids, strict=True)]
@@ -184,18 +206,30 @@ def bench(server: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ben
     made.make("t-scoped", [(0, "prompt"), (1, "generated")])
     made.make("t-adapter", adapter=1)
     made.make("t-both", [(1, "generated")], adapter=1)
+    made.make(
+        "t-terms",
+        [(1, "all")],
+        more=[
+            {"kind": "ablate", "layer": 0, "tensor": "u"},
+            {"kind": "clamp", "layer": top, "tensor": "u3", "low": 2.0, "tokens": "generated"},
+            {"kind": "reft_r1", "layer": 1, "tensor": "u3", "strength": 3.0},
+            {"kind": "clamp_feature", "layer": 1, "encoder": "u1", "decoder": "u2", "value": 4.0, "bias": -0.1},
+        ],
+        adapter=1,
+    )
+    made.make(
+        "t-places",
+        [(0, {"first": 4}), (1, {"last": 3}), (1, {"at": [0, 2]}), (top, {"phase": "generated", "first": 5})],
+    )
+    made.make("t-text", [(1, {"after": "e"}), (top, {"until": "a"})])
+    made.make("t-answer", [(1, "all")], steps=["answer"])
     yield made
     for name in [name for name, profile in made.profiles.items() if profile is not None]:
         made.drop(name)
     made.http.close()
 
 
-NAMES = ("t-all", "t-scoped", "t-adapter", "t-both")
-
-
-def steered_positions(name: str, prompt: int, new: int) -> int:
-    """The last generated token is never fed back, so it is never steered."""
-    return {"t-all": prompt + new - 1, "t-scoped": prompt + new - 1, "t-both": new - 1}.get(name, 0)
+NAMES = ("t-all", "t-scoped", "t-adapter", "t-both", "t-terms", "t-places", "t-text", "t-answer")
 
 
 def test_a_mixed_batch_equals_the_reference_for_each_request(bench: Bench) -> None:
@@ -206,12 +240,12 @@ def test_a_mixed_batch_equals_the_reference_for_each_request(bench: Bench) -> No
         assert tokens(answer) == ids, f"{name}, {len(prompt)} prompt tokens"
         assert answer["choices"][0]["logprobs"]["token_logprobs"] == pytest.approx(logprobs, abs=2e-3), name
         found = receipt(answer)
-        assert found["tokens_steered"] == steered_positions(name, len(prompt), NEW)
+        assert found["tokens_steered"] == bench.edited
         profile = bench.profiles[name]
         assert answer["model"] == (bench.model if profile is None else profile.id)
         assert found["profile_sha256"] == (None if profile is None else profile.sha256)
         assert found["layers"] == ([] if profile is None else list(profile.layers))
-        assert (found["adapter_sha256"] is not None) == (name in ("t-adapter", "t-both"))
+        assert (found["adapter_sha256"] is not None) == (name in ("t-adapter", "t-both", "t-terms"))
 
 
 def test_profiles_change_answers(bench: Bench) -> None:
@@ -227,7 +261,7 @@ def test_prefills_in_chunks_equal_the_reference(bench: Bench) -> None:
     asked = [(name, bench.prompt(420)) for name in (bench.model, *NAMES, *NAMES)]
     for (name, prompt), answer in zip(asked, bench.together(asked, new=4), strict=True):
         assert tokens(answer) == bench.reference(name, prompt, 4), name
-        assert receipt(answer)["tokens_steered"] == steered_positions(name, 420, 4)
+        assert receipt(answer)["tokens_steered"] == bench.edited
 
 
 def test_profiles_never_share_cached_states(bench: Bench) -> None:
@@ -248,7 +282,7 @@ def test_a_clients_salt_parts_the_cache_within_a_profile(bench: Bench) -> None:
     assert cached(bench.ask("t-all", prompt, cache_salt="ann")) >= BLOCK
 
 
-@pytest.mark.parametrize("name", ["t-all", "t-scoped", "t-both"])
+@pytest.mark.parametrize("name", ["t-all", "t-scoped", "t-both", "t-places", "t-text", "t-answer"])
 def test_an_answer_that_comes_back_as_prompt_is_what_a_cold_server_would_make_of_it(bench: Bench, name: str) -> None:
     start = bench.prompt(2 * BLOCK)
     answer = tokens(bench.ask(name, start, 2 * BLOCK + 5))
@@ -259,7 +293,8 @@ def test_an_answer_that_comes_back_as_prompt_is_what_a_cold_server_would_make_of
     if name == "t-all":
         assert cached(turn) > 2 * BLOCK, "with one vector for all tokens the answer's states can be used again"
     else:
-        assert cached(turn) <= 2 * BLOCK, "states of generated tokens are not those of prompt tokens"
+        kept = BLOCK if name in ("t-places", "t-answer") else 2 * BLOCK  # the prompt's last tokens are treated apart
+        assert cached(turn) <= kept, "states of generated tokens are not those of prompt tokens"
 
 
 def test_requests_without_adapter_beside_full_slots_equal_the_base_model(bench: Bench) -> None:

@@ -10,13 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from trimtab.errors import NotFound
-from trimtab.steering.vllm.steps import Ledger, LiveRow, StepView, fill
+from trimtab.steering import scope
+from trimtab.steering.scope import Place, Scope
+from trimtab.steering.vllm.steps import Ledger, Rows, StepView
 
-ALL = LiveRow(3, 13, frozenset({1, 2}))
-PROMPT = LiveRow(4, 0, frozenset({0}))
-GENERATED = LiveRow(0, 15, frozenset({5}))
-ADAPTER_ONLY = LiveRow()
-LIVE = {"all": ALL, "prompt": PROMPT, "generated": GENERATED, "adapter": ADAPTER_ONLY}
+ALL = Place((scope.PROMPT, scope.GENERATED), {1: 3, 2: 13}, frozenset({1, 2}))
+PROMPT = Place((scope.PROMPT,), {1: 4}, frozenset({0}))
+GENERATED = Place((scope.GENERATED,), {1: 15}, frozenset({5}))
+FIRST = Place((Scope(first=3), scope.GENERATED, Scope(last=2)), {1: 6, 2: 7, 4: 8, 5: 9}, frozenset({1}))
+ADAPTER_ONLY = Place()
+LIVE = {"all": ALL, "prompt": PROMPT, "generated": GENERATED, "first": FIRST, "adapter": ADAPTER_ONLY}
+ROWS = Rows(LIVE)
 
 
 @dataclass(frozen=True)
@@ -47,16 +51,25 @@ def one_by_one(parts: Sequence[Part]) -> list[int]:
     """The same, token by token."""
     out = []
     for part in parts:
-        row = LIVE[part.profile] if part.profile else LiveRow()
-        out += [row.prompt if p < part.prompt else row.generated for p in range(part.begin, part.begin + part.count)]
+        out += [row_of(part.profile, p, part.prompt) for p in range(part.begin, part.begin + part.count)]
     return out
+
+
+def row_of(profile: str | None, position: int, prompt: int) -> int:
+    """The row of one token, by what the profiles above say."""
+    early = position < prompt
+    if profile == "first":
+        mask = (position < 3) + 2 * (not early) + 4 * (early and position >= prompt - 2)
+        return FIRST.rows.get(mask, 0)
+    rows = {"all": (3, 13), "prompt": (4, 0), "generated": (0, 15)}.get(profile or "", (0, 0))
+    return rows[0 if early else 1]
 
 
 def run(steps: Sequence[Sequence[Part]], size: int = 64) -> tuple[list[list[int]], Ledger]:
     index, ledger, dirty, seen = np.zeros(size, dtype=np.int64), Ledger(), 0, []
     for parts in steps:
-        dirty, _ = fill(view(parts), LIVE, index, dirty)
-        ledger.record(view(parts), LIVE)
+        dirty = ROWS.fill(view(parts), index, dirty).dirty
+        ledger.record(view(parts), ROWS)
         assert not index[sum(p.count for p in parts) :].any(), "an earlier step shows through"
         seen.append(index[: sum(p.count for p in parts)].tolist())
     return seen, ledger
@@ -87,19 +100,19 @@ def test_phase_is_decided_by_position_not_by_the_number_of_tokens() -> None:
 def test_layers_of_the_step_are_those_of_its_profiles() -> None:
     index = np.zeros(8, dtype=np.int64)
     mixed = [Part("a", "prompt", 0, 2, 2), Part("b", "generated", 5, 1, 2), Part("c", None, 0, 1, 1)]
-    assert fill(view(mixed), LIVE, index, 0) == (4, frozenset({0, 5}))
-    assert fill(view([Part("c", "adapter", 0, 3, 3)]), LIVE, index, 4) == (0, frozenset())
+    assert ROWS.fill(view(mixed), index, 0) == (4, frozenset({0, 5}), False)
+    assert ROWS.fill(view([Part("c", "adapter", 0, 3, 3)]), index, 4) == (0, frozenset(), False)
     assert not index.any()
 
 
 def test_an_unknown_profile_stops_the_step() -> None:
     with pytest.raises(NotFound, match="not live"):
-        fill(view([Part("a", "gone", 0, 1, 1)]), LIVE, np.zeros(4, dtype=np.int64), 0)
+        ROWS.fill(view([Part("a", "gone", 0, 1, 1)]), np.zeros(4, dtype=np.int64), 0)
 
 
 def test_a_step_larger_than_the_buffer_stops() -> None:
     with pytest.raises(IndexError, match="does not fit"):
-        fill(view([Part("a", "all", 0, 5, 5)]), LIVE, np.zeros(4, dtype=np.int64), 0)
+        ROWS.fill(view([Part("a", "all", 0, 5, 5)]), np.zeros(4, dtype=np.int64), 0)
 
 
 def life(profile: str | None, prompt: int, answer: int, chunks: Sequence[int], begin: int = 0) -> list[list[Part]]:
@@ -144,5 +157,5 @@ def test_receipts_of_several_requests_under_one_id() -> None:
 def test_the_ledger_is_bounded_and_forgets_the_oldest() -> None:
     ledger = Ledger(limit=2)
     for name in ("x", "y", "x", "z"):
-        ledger.record(view([Part(name, "all", 0, 1, 1, name)]), LIVE)
+        ledger.record(view([Part(name, "all", 0, 1, 1, name)]), ROWS)
     assert (ledger.get("y"), len(ledger.get("x") or []), len(ledger.get("z") or [])) == (None, 1, 1)

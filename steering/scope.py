@@ -1,0 +1,278 @@
+"""Token scopes: at which tokens of a sequence an intervention acts.
+
+A token is known by its absolute position, by the length of its request's prompt, and, where a scope asks for it, by the
+text that has been generated up to and including it. So chunked prefill, cached decoding and a prompt that is computed
+again need no cases: the same token always gets the same answer.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import BadInput
+
+Phase = Literal["all", "prompt", "generated"]
+"""Every token, those of the prompt, or those after it. The last prompt token is a prompt token."""
+
+Step = Literal["decide", "arguments", "answer"]
+STEPS: Final[tuple[Step, ...]] = ("decide", "arguments", "answer")
+"""What the model is about: whether and what to call, a call's name and arguments, the words for the user."""
+
+CALL, CLOSE = "<tool_call>", "</tool_call>"
+"""Between these a call stands, in the Hermes form."""
+
+MOST_PLACES = 64
+"""Bound on `first`, `last` and the positions of a scope: each place may need a row of its own."""
+MOST_SCOPES = 62
+"""Bound on different scopes in one profile: one bit of a mask each."""
+MOST_TEXTS = 4
+"""Bound on different `after` and `until` texts in one profile."""
+
+Ints = NDArray[np.int64]
+Masks = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Scope:
+    """The tokens that meet all conditions given here.
+
+    Attributes:
+        phase: on which side of the prompt's end.
+        first: only the first so many tokens of the phase.
+        last: only the last so many tokens of the prompt.
+        at: only these absolute positions, from 0.
+        after: only from the token on that completes this text in what was generated.
+        until: only before the token that completes this text in what was generated; nothing of the prompt is.
+        steps: only while the model is about one of these (`step_of`); None for no such condition. The last prompt token
+            decides, as what comes next is chosen there; the other prompt tokens are about none.
+    """
+
+    phase: Phase = "all"
+    first: int | None = None
+    last: int | None = None
+    at: tuple[int, ...] | None = None
+    after: str | None = None
+    until: str | None = None
+    steps: frozenset[Step] | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether the phase says it all."""
+        return self == Scope(self.phase)
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether what was generated must be known."""
+        return self.after is not None or self.until is not None or self.steps is not None
+
+    def __str__(self) -> str:
+        """In words, such as `prompt` or `generated, after '<think>'`."""
+        parts: list[str] = [self.phase]
+        for name in ("first", "last"):
+            if (count := getattr(self, name)) is not None:
+                parts.append(f"{name} {count}")
+        if self.at is not None:
+            parts.append(f"at {', '.join(map(str, self.at))}")
+        parts += [f"{name} {text!r}" for name in ("after", "until") if (text := getattr(self, name)) is not None]
+        if self.steps is not None:
+            parts.append("to " + " and ".join(step for step in STEPS if step in self.steps))
+        return ", ".join(parts)
+
+
+ALL, PROMPT, GENERATED = Scope("all"), Scope("prompt"), Scope("generated")
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Where a live profile stands in a bank, and for which tokens.
+
+    Attributes:
+        scopes: its token scopes; bit i of a mask is the i-th.
+        rows: mask -> row of the bank, from 1. A token whose mask is missing gets row 0, no steering.
+        layers: layers at which it acts.
+        reads: whether it has rank-1 terms, which read the residual.
+    """
+
+    scopes: tuple[Scope, ...] = ()
+    rows: Mapping[int, int] = field(default_factory=dict)
+    layers: frozenset[int] = frozenset()
+    reads: bool = False
+
+    @property
+    def plain(self) -> bool:
+        """Whether only the phase of a token counts."""
+        return all(scope.plain for scope in self.scopes)
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether what was generated must be known."""
+        return any(scope.reads_text for scope in self.scopes)
+
+    @property
+    def by_phase(self) -> tuple[int, int]:
+        """The rows of a prompt token and of a generated one, where the place is plain."""
+        prompt = sum(1 << i for i, scope in enumerate(self.scopes) if scope.phase in ("all", "prompt"))
+        generated = sum(1 << i for i, scope in enumerate(self.scopes) if scope.phase in ("all", "generated"))
+        return self.rows.get(prompt, 0), self.rows.get(generated, 0)
+
+    def rows_of(self, positions: Ints, prompt_length: int, states: Sequence[TextState] | None = None) -> Ints:
+        """The row of each token; see `masks`."""
+        found = masks(self.scopes, positions, prompt_length, states)
+        return np.fromiter((self.rows.get(mask, 0) for mask in found.tolist()), np.int64, len(found))
+
+
+@dataclass(frozen=True)
+class TextState:
+    """What the generated text up to and including some token says.
+
+    Attributes:
+        done: the texts of `after` and `until` scopes that stand in it whole.
+        step: what the model is about; None for prompt tokens but the last.
+    """
+
+    done: frozenset[str] = frozenset()
+    step: Step | None = None
+
+
+def step_of(text: str) -> Step:
+    """What a model that has said `text` is about.
+
+    Before the first word, and after a call, it decides; inside a call it writes name and arguments; else it answers.
+    While what stands there may still become `<tool_call>`, it decides.
+    """
+    rest = text.rpartition(CLOSE)[2]
+    if CALL in rest:
+        return "arguments"
+    return "decide" if CALL.startswith(rest.strip()) else "answer"
+
+
+def masks(
+    scopes: Sequence[Scope], positions: Ints, prompt_length: int, states: Sequence[TextState] | None = None
+) -> Masks:
+    """Which scopes each token is in.
+
+    Args:
+        scopes: at most `MOST_SCOPES`; scope i is bit i.
+        positions: absolute positions of the tokens, [N].
+        prompt_length: tokens in the request's prompt.
+        states: where a scope reads text, the state at each token, as long as `positions`.
+
+    Returns:
+        [N], the sum of 2**i over the scopes that hold.
+
+    Raises:
+        BadInput: a scope reads text and no states are given.
+    """
+    out = np.zeros(len(positions), np.int64)
+    in_prompt = positions < prompt_length
+    for bit, scope in enumerate(scopes):
+        on = np.ones(len(positions), bool)
+        if scope.phase != "all":
+            on &= in_prompt if scope.phase == "prompt" else ~in_prompt
+        if scope.first is not None:
+            on &= positions < (prompt_length if scope.phase == "generated" else 0) + scope.first
+        if scope.last is not None:
+            on &= in_prompt & (positions >= prompt_length - scope.last)
+        if scope.at is not None:
+            on &= np.isin(positions, scope.at)
+        if scope.reads_text:
+            if states is None:
+                raise BadInput(f"the scope `{scope}` needs the generated text", where="token scope")
+            on &= np.fromiter((_said(scope, state) for state in states), bool, len(positions))
+            if scope.after is not None or scope.until is not None:
+                on &= ~in_prompt
+        out |= on.astype(np.int64) << bit
+    return out
+
+
+def _said(scope: Scope, state: TextState) -> bool:
+    if scope.steps is not None and state.step not in scope.steps:
+        return False
+    if scope.after is not None and scope.after not in state.done:
+        return False
+    return scope.until is None or scope.until not in state.done
+
+
+def texts_of(scopes: Iterable[Scope]) -> tuple[str, ...]:
+    """The different texts that scopes wait for, in order."""
+    found = [text for scope in scopes for text in (scope.after, scope.until) if text is not None]
+    return tuple(dict.fromkeys(found))
+
+
+def reachable(scopes: Sequence[Scope]) -> tuple[int, ...]:
+    """Every combination of scopes, as a mask above 0, that some token of some sequence can be in, in order.
+
+    Whether a token is in a scope depends on its position only up to the largest number in any scope, so trying all
+    prompts and positions somewhat beyond that, with all states of the text, finds every combination.
+    """
+    reach = 2 + max(
+        (max(n for n in (s.first or 0, s.last or 0, *(p + 1 for p in s.at or ()))) for s in scopes), default=0
+    )
+    texts = texts_of(scopes)
+    reads = any(scope.reads_text for scope in scopes)
+    steps: tuple[Step | None, ...] = (*STEPS, None) if any(scope.steps is not None for scope in scopes) else (None,)
+    states = [
+        TextState(frozenset(done), step)
+        for count in range(len(texts) + 1)
+        for done in itertools.combinations(texts, count)
+        for step in steps
+    ]
+    found: set[int] = set()
+    for prompt in range(1, reach + 1):
+        positions = np.arange(prompt + reach, dtype=np.int64)
+        for state in states if reads else [None]:
+            given = None if state is None else [_at(state, p, prompt) for p in positions.tolist()]
+            found.update(masks(scopes, positions, prompt, given).tolist())
+    return tuple(sorted(found - {0}))
+
+
+def _at(state: TextState, position: int, prompt: int) -> TextState:
+    """The state as a token at this position can have it: nothing is said yet in the prompt."""
+    if position >= prompt:
+        return state
+    return TextState(step="decide" if position == prompt - 1 and state.step is not None else None)
+
+
+def prompt_end_reach(scopes: Iterable[Scope], *, held: bool = False) -> int:
+    """How far what is done to a token depends on where its request's prompt ends.
+
+    Args:
+        held: whether a condition is decided at the last prompt token.
+
+    Returns:
+        0 where it does not; else 1 more than the number of tokens at the prompt's end for which it does. Tokens after
+        the prompt always count, other prompt tokens never.
+    """
+    reach = 2 if held else 0
+    for scope in scopes:
+        if scope.phase != "all" or scope.after is not None or scope.until is not None:
+            reach = max(reach, 1)
+        if scope.last is not None:
+            reach = max(reach, 1 + scope.last)
+        if scope.steps is not None:
+            reach = max(reach, 2)
+    return reach
+
+
+def check_scopes(scopes: Sequence[Scope], where: str) -> None:
+    """Raises BadInput where the scopes of a profile ask for more than can be kept."""
+    for scope in scopes:
+        for name, value in (("first", scope.first), ("last", scope.last)):
+            if value is not None and not 1 <= value <= MOST_PLACES:
+                raise BadInput(f"`{name}` is {value}, not 1 to {MOST_PLACES}", where=where)
+        if scope.last is not None and scope.phase == "generated":
+            raise BadInput("`last` counts prompt tokens: where an answer ends is not known before", where=where)
+        if scope.at is not None and not (scope.at and all(0 <= place < MOST_PLACES for place in scope.at)):
+            raise BadInput(f"positions are 0 to {MOST_PLACES - 1}, and at least one", where=where)
+        if "" in (scope.after, scope.until):
+            raise BadInput("an empty text is nothing to wait for", where=where)
+    if len(set(scopes)) > MOST_SCOPES:
+        raise BadInput(f"more than {MOST_SCOPES} different scopes", where=where)
+    if len(texts_of(scopes)) > MOST_TEXTS:
+        raise BadInput(f"more than {MOST_TEXTS} texts to wait for", where=where)
