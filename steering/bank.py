@@ -8,7 +8,7 @@ zero and stands for "no steering", so a token without profile gathers zeros and 
 from __future__ import annotations
 
 import threading
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import torch
 
@@ -112,6 +112,8 @@ class Bank:
             if gate is not None:
                 self._write_gate(gate, rows[mask])
         place = Place(wanted.scopes, rows, wanted.layers, reads=terms_needed(wanted) > 0)
+        if gate is not None:
+            place = replace(place, gate_layer=gate.layer, hold=gate.hold)
         self._live[sha] = place
         self._taken.update(rows.values())
         return place

@@ -97,17 +97,21 @@ class Place:
         rows: mask -> row of the bank, from 1. A token whose mask is missing gets row 0, no steering.
         layers: layers at which it acts.
         reads: whether it has rank-1 terms, which read the residual.
+        gate_layer: where its condition is read; None without one.
+        hold: whether the condition is held from the last prompt token on; None without one.
     """
 
     scopes: tuple[Scope, ...] = ()
     rows: Mapping[int, int] = field(default_factory=dict)
     layers: frozenset[int] = frozenset()
     reads: bool = False
+    gate_layer: int | None = None
+    hold: bool | None = None
 
     @property
     def plain(self) -> bool:
         """Whether only the phase of a token counts."""
-        return all(scope.plain for scope in self.scopes)
+        return not self.hold and all(scope.plain for scope in self.scopes)
 
     @property
     def reads_text(self) -> bool:
@@ -122,9 +126,10 @@ class Place:
         return self.rows.get(prompt, 0), self.rows.get(generated, 0)
 
     def rows_of(self, positions: Ints, prompt_length: int, states: Sequence[TextState] | None = None) -> Ints:
-        """The row of each token; see `masks`."""
+        """The row of each token; see `masks`. Where a condition is held, tokens before it is read are left alone."""
         found = masks(self.scopes, positions, prompt_length, states)
-        return np.fromiter((self.rows.get(mask, 0) for mask in found.tolist()), np.int64, len(found))
+        rows = np.fromiter((self.rows.get(mask, 0) for mask in found.tolist()), np.int64, len(found))
+        return np.where(positions < prompt_length - 1, 0, rows) if self.hold else rows
 
 
 @dataclass(frozen=True)

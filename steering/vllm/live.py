@@ -296,7 +296,9 @@ class LiveProfiles:
             "profile_sha256": profile.sha256 if profile else None,
             "adapter_sha256": adapter.sha256 if adapter else None,
             "layers": list(profile.layers) if profile else [],
-            "tokens_steered": sum(request["steered"] for request in requests),
+            "tokens_steered": None
+            if any(request["steered"] is None for request in requests)
+            else sum(request["steered"] for request in requests),
         }
 
     async def _take_adapter(self, profile: Profile) -> ServedAdapter | None:

@@ -16,6 +16,7 @@ Whatever does not look as expected is refused at start, never served unsteered.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,11 +30,15 @@ from ..kernel import LayerTable, TermTable, added
 from ..profile import Profile
 from ..scope import Place
 from ..texts import Answers
-from .steps import PROFILE_KEY, RECEIPT_KEY, Applied, Filled, Ledger, Rows, StepView
+from .gating import Gating, decide
+from .steps import PROFILE_KEY, RECEIPT_KEY, Applied, Filled, Ledger, Pending, Rows, StepView
 from .versions import require_supported
 
 ATTRIBUTE = "trimtab_steering"
 """Where a runner keeps its `RunnerSteering`."""
+
+GATES_VARIABLE = "TRIMTAB_BANK_GATES"
+"""Set to 1, a server that compiles its layers has room for conditions, too; one that does not compile always has."""
 
 _SPARE_TOKENS = 1024
 """Room in the index beyond the scheduler's token budget, for the padding of captured graphs."""
@@ -59,11 +64,17 @@ class RunnerSteering:
         config = runner.vllm_config
         hidden_size = int(config.model_config.get_hidden_size())
         self.layers = decoder_layers(runner.model, int(config.model_config.hf_text_config.num_hidden_layers))
+        # In plain eager mode a layer that does nothing in this step is skipped, and so are rank-1 terms and conditions
+        # where no profile of the step has any. Traced code and captured graphs run whatever they ran when they were
+        # made, so there the whole edit is always in; conditions only on demand.
+        self.may_skip = bool(config.model_config.enforce_eager) or _plain_eager(config.compilation_config)
+        self.gated = self.may_skip or os.environ.get(GATES_VARIABLE) == "1"
         self.bank = Bank(
             len(self.layers),
             hidden_size,
             rows,
             columns=terms,
+            gated=self.gated,
             dtype=config.model_config.dtype,
             device=runner.device,
         )
@@ -76,25 +87,29 @@ class RunnerSteering:
         self._tells_late = bool(config.scheduler_config.async_scheduling)
         self.ledger = Ledger()
         self.step = Filled(0, frozenset(), False)
-        # In plain eager mode a layer that does nothing in this step is skipped, and so are the rank-1 terms where no
-        # profile of the step has any. Traced code and captured graphs run whatever they ran when they were made, so
-        # there the whole edit is always in.
-        self.may_skip = bool(config.model_config.enforce_eager) or _plain_eager(config.compilation_config)
+        self._runner = runner
+        self.gating = Gating(size, int(config.scheduler_config.max_num_seqs) * 2, runner.device)
+        self._pending: list[Pending] = []
         for number, layer in enumerate(self.layers):
-            register(layer, self.bank.table(number), self.index)
+            table = self.bank.table(number)
+            register(layer, table, self.index)
+            if table.gates is not None:
+                self.gating.register(layer, table.gates)
             layer.register_forward_hook(self._edit(number))
 
     def _edit(self, number: int) -> Callable[[Any, Any, Any], Any]:
-        may_skip, terms = self.may_skip, bool(self.bank.columns)
+        may_skip, terms, gates = self.may_skip, bool(self.bank.columns), self.gated
 
         def edit(layer: Any, _args: Any, output: Any) -> Any:
             if may_skip and number not in self.step.layers:
                 return None
             reads = terms and not (may_skip and not self.step.reads)
+            asks = gates and not (may_skip and not self.step.gated)
             hidden = output[0] if isinstance(output, tuple) else output
             # The last add of a layer is deferred: whatever reads the residual must read the sum.
-            total = hidden + output[1] if reads and isinstance(output, tuple) else hidden
-            edited = hidden + added(table_of(layer, reads), layer.trimtab_rows[: hidden.shape[0]], total)
+            total = hidden + output[1] if (reads or asks) and isinstance(output, tuple) else hidden
+            gate = decide(layer, total) if asks else None
+            edited = hidden + added(table_of(layer, reads), layer.trimtab_rows[: hidden.shape[0]], total, gate)
             return (edited, *output[1:]) if isinstance(output, tuple) else edited
 
         return edit
@@ -102,11 +117,11 @@ class RunnerSteering:
     def load(self, profile: Profile) -> Place:
         """Make a profile live. Raises LimitExceeded when the bank is full, BadInput when it does not fit."""
         if profile.sha256 not in self.live:
-            if profile.gate is not None:
+            if profile.gate is not None and not self.gated:
                 raise BadInput(
-                    "vLLM does not serve profiles with a condition (`gate`) yet",
+                    "this server was compiled without conditions (`gate`)",
                     where=f"profile {profile.id}",
-                    fix="Use the transformers engine for it",
+                    fix=f"Start it with {GATES_VARIABLE}=1",
                 )
             if self._tells_late and any(part.scope.reads_text for part in profile.interventions):
                 raise BadInput(
@@ -125,12 +140,22 @@ class RunnerSteering:
 
     def receipt(self, receipt: str) -> list[Applied] | None:
         """What was applied under a receipt id, or None when it is unknown."""
+        self._settle()
         return self.ledger.get(receipt)
 
     def before_step(self, view: StepView) -> None:
         """Set the index for a real step. Raises NotFound when a request's profile is not live."""
+        self._settle()
         self.step = self._write(view)
-        self.ledger.record(view, self._rows)
+        self.gating.fill(view, [self._rows.place(sha) for sha in view.profiles], self._runner.requests)
+        self._pending = self.ledger.record(view, self._rows)
+
+    def _settle(self) -> None:
+        """Count what the conditions of the last step let through."""
+        for entry, begin, end in self._pending:
+            if entry.steered is not None:
+                entry.steered += int((self.gating.open[begin:end] & (self.index[begin:end] != 0)).sum())
+        self._pending = []
 
     def _write(self, view: StepView) -> Filled:
         before = self.step.dirty

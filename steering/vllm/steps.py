@@ -62,7 +62,8 @@ class Applied:
         profile: SHA-256 of the profile, or None.
         adapter: name of the LoRA the engine applied, or None.
         seen: positions [0, seen) have been through the model for this request, or came from the prefix cache.
-        steered: positions at which vectors were added, each counted once however often it was computed.
+        steered: positions that were steered, each counted once however often it was computed; None where the states
+            of some came from the prefix cache, and whether a condition let these through is not known.
         restored: of those, the ones whose state came from the prefix cache: it was steered by this same profile, for an
             earlier request with the same prefix.
     """
@@ -70,7 +71,7 @@ class Applied:
     profile: str | None
     adapter: str | None
     seen: int = 0
-    steered: int = 0
+    steered: int | None = 0
     restored: int = 0
 
 
@@ -79,13 +80,15 @@ class Filled(NamedTuple):
 
     Attributes:
         dirty: how many leading entries of the index may be nonzero now.
-        layers: the layers at which something is done.
+        layers: the layers at which something is done or a condition is read.
         reads: whether rank-1 terms are among it.
+        gated: whether conditions are.
     """
 
     dirty: int
     layers: frozenset[int]
     reads: bool
+    gated: bool = False
 
 
 class Rows:
@@ -143,6 +146,7 @@ class Rows:
         """
         places = [self.place(sha) for sha in view.profiles]
         layers: frozenset[int] = frozenset().union(*(place.layers for place in places))
+        layers |= {place.gate_layer for place in places if place.gate_layer is not None}
         if not layers:
             index[:dirty] = 0
             return Filled(0, layers, False)
@@ -164,7 +168,8 @@ class Rows:
                 span = slice(int(starts[i]), int(starts[i] + lengths[i]))
                 index[span] = self.of_span(view, i, place, begin, begin + int(lengths[i]))
         index[total:dirty] = 0
-        return Filled(total, layers, any(place.reads for place in places))
+        gated = any(place.hold is not None for place in places)
+        return Filled(total, layers, any(place.reads for place in places), gated)
 
     def covered(self, view: StepView, i: int, begin: int, end: int) -> int:
         """How many of the positions [begin, end) of the i-th request are steered."""
@@ -180,6 +185,14 @@ class Rows:
 _NOWHERE = Place()
 
 
+class Pending(NamedTuple):
+    """Tokens [begin, end) of a step that count for a request as far as its condition lets them through."""
+
+    entry: Applied
+    begin: int
+    end: int
+
+
 @dataclass
 class Ledger:
     """What was applied, by receipt id and request; the oldest entries go when there are more than `limit` ids."""
@@ -187,8 +200,14 @@ class Ledger:
     limit: int = 4096
     _entries: OrderedDict[str, dict[str, Applied]] = field(default_factory=OrderedDict)
 
-    def record(self, view: StepView, rows: Rows) -> None:
-        """Note a step. Called once per step, before the model runs."""
+    def record(self, view: StepView, rows: Rows) -> list[Pending]:
+        """Note a step. Called once per step, before the model runs.
+
+        Returns:
+            What can only be counted when it has run.
+        """
+        pending: list[Pending] = []
+        starts = np.cumsum(view.lengths) - view.lengths
         for i, receipt in enumerate(view.receipts):
             if receipt is None:
                 continue
@@ -202,13 +221,19 @@ class Ledger:
             begin = int(view.positions[i])
             end = begin + int(view.lengths[i])
             entry = requests.get(view.request_ids[i])
+            gated = rows.place(view.profiles[i]).hold is not None
             if entry is None:
                 restored = rows.covered(view, i, 0, begin)
-                entry = Applied(view.profiles[i], view.adapters[i], begin, restored, restored)
+                known = None if gated and restored else restored
+                entry = Applied(view.profiles[i], view.adapters[i], begin, known, restored)
                 requests[view.request_ids[i]] = entry
             if end > entry.seen:
-                entry.steered += rows.covered(view, i, entry.seen, end)
+                if gated:
+                    pending.append(Pending(entry, int(starts[i]) + entry.seen - begin, int(starts[i]) + end - begin))
+                elif entry.steered is not None:
+                    entry.steered += rows.covered(view, i, entry.seen, end)
                 entry.seen = end
+        return pending
 
     def get(self, receipt: str) -> list[Applied] | None:
         """What was applied to the requests under one receipt id, or None when it is unknown or forgotten."""

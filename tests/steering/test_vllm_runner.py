@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from trimtab.errors import BadInput, LimitExceeded, NotFound
+from trimtab.errors import BadInput, EngineError, LimitExceeded, NotFound
 from trimtab.steering.intervention import Gate, Intervention
 from trimtab.steering.scope import Scope
 from trimtab.steering.terms import ablate
@@ -65,7 +65,7 @@ def make_runner(model: nn.Module, *, eager: bool = True, rows: int = 4, terms: i
                 mode=3, cudagraph_mode=SimpleNamespace(has_full_cudagraphs=lambda: False)
             ),
             speculative_config=None,
-            scheduler_config=SimpleNamespace(async_scheduling=False),
+            scheduler_config=SimpleNamespace(async_scheduling=False, max_num_seqs=8),
             parallel_config=SimpleNamespace(pipeline_parallel_size=1, enable_dbo=False, **parallel),
         ),
         input_batch=SimpleNamespace(num_reqs=0, req_ids=[], num_computed_tokens_cpu=np.zeros(8, dtype=np.int32)),
@@ -161,13 +161,61 @@ def test_what_reads_the_residual_reads_the_sum(eager: bool) -> None:
     assert torch.equal(run(x), plain(x))
 
 
+@pytest.mark.parametrize("eager", [True, False])
+@torch.no_grad()
+def test_a_condition_lets_tokens_through_and_a_held_one_lasts(eager: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt in two pieces and a token after it: the last prompt token decides, for a batch beside others."""
+    monkeypatch.setenv("TRIMTAB_BANK_GATES", "1")
+    torch.manual_seed(1)
+    model, plain = Model(), Model()
+    plain.load_state_dict(model.state_dict())
+    runner = make_runner(model, eager=eager)
+    steering = steering_of(runner)
+    run = model if eager else torch.compile(model, backend="eager", fullgraph=True, dynamic=True)
+    condition, x = torch.randn(H), torch.randn(3, 2, H)  # steps, tokens
+
+    def by_hand(tokens: torch.Tensor, open_: list[bool] | None) -> tuple[torch.Tensor, torch.Tensor]:
+        blocks: Any = plain.model.layers
+        hidden, residual = blocks[0](tokens, torch.zeros_like(tokens))
+        cosine = torch.cosine_similarity(hidden + residual, condition[None])
+        for number in (1, 2):
+            hidden, residual = blocks[number](hidden, residual)
+            if number == 1 and open_ is not None:
+                hidden = hidden + 2.0 * torch.tensor(open_)[:, None]
+        return hidden + residual, cosine
+
+    cosines = torch.stack([by_hand(step, None)[1] for step in x])
+    border = float(cosines[1].mean())  # the two requests' last prompt tokens are on either side of it
+    passing = (cosines[1] > border).tolist()
+    assert passing[0] != passing[1]
+    held = profile("h", Intervention(1, vector(2.0)))
+    held.gate = Gate(0, condition, border, hold=True)
+    each = profile("e", Intervention(1, vector(2.0)))
+    each.gate = Gate(0, condition, border, above=False)
+    steering.load(held)
+    steering.load(each)
+    for number, open_ in enumerate(([False, False], passing, passing)):
+        output = schedule(runner, ("a", "h", number, 1, 2), ("b", "h", number, 1, 2))
+        steering.before_step(step_view(runner, output))
+        torch.testing.assert_close(run(x[number]), by_hand(x[number], open_)[0])
+    assert [steering.receipt(f"receipt-{name}")[0].steered for name in "ab"] == [2 * one for one in passing]  # type: ignore[index]
+    runner.requests.clear()
+    steering.before_step(step_view(runner, schedule(runner, ("c", "e", 0, 2, 2))))
+    torch.testing.assert_close(run(x[1]), by_hand(x[1], [not one for one in passing])[0])
+    assert steering.receipt("receipt-c")[0].steered == 1  # type: ignore[index]
+    steering.before_dummy()
+    assert torch.equal(run(x[1]), plain(x[1]))
+    with pytest.raises(EngineError, match="never went through"):
+        steering.before_step(step_view(runner, schedule(runner, ("d", "h", 2, 1, 2))))
+
+
 def test_what_the_engine_cannot_do_is_refused_when_the_profile_is_loaded() -> None:
     runner = make_runner(Model())
     steering = steering_of(runner)
     gated = profile("g", Intervention(1, vector(1.0)))
     gated.gate = Gate(0, vector(1.0), 0.5)
-    with pytest.raises(BadInput, match="condition"):
-        steering.load(gated)
+    with pytest.raises(BadInput, match="TRIMTAB_BANK_GATES=1"):
+        steering_of(make_runner(Model(), eager=False)).load(gated)
     with pytest.raises(LimitExceeded, match="0 of the bank's 0 rank-1 terms"):
         steering.load(profile("p", Intervention(1, None, "all", ablate(vector(1.0)))))
     runner.vllm_config.scheduler_config.async_scheduling = True

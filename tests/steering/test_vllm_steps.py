@@ -100,8 +100,8 @@ def test_phase_is_decided_by_position_not_by_the_number_of_tokens() -> None:
 def test_layers_of_the_step_are_those_of_its_profiles() -> None:
     index = np.zeros(8, dtype=np.int64)
     mixed = [Part("a", "prompt", 0, 2, 2), Part("b", "generated", 5, 1, 2), Part("c", None, 0, 1, 1)]
-    assert ROWS.fill(view(mixed), index, 0) == (4, frozenset({0, 5}), False)
-    assert ROWS.fill(view([Part("c", "adapter", 0, 3, 3)]), index, 4) == (0, frozenset(), False)
+    assert ROWS.fill(view(mixed), index, 0) == (4, frozenset({0, 5}), False, False)
+    assert ROWS.fill(view([Part("c", "adapter", 0, 3, 3)]), index, 4) == (0, frozenset(), False, False)
     assert not index.any()
 
 
