@@ -91,7 +91,7 @@ def steered(
             )
     if any(scope.reads_text for scope in folded.scopes) and tokenizer is None:
         raise BadInput("a token scope reads the generated text", where=where, fix="Give the model's tokenizer, too")
-    run = Run(folded, gate, prompt_length, tokenizer, len(layers), next(model.parameters()).dtype)
+    run = Run(folded, gate, prompt_length, tokenizer, len(layers))
     acting = [] if not folded.edits else sorted({*folded.layers, *(() if gate is None else (gate.layer,))})
     handles = [layers[n].register_forward_hook(run.hook(n, first=n == acting[0]), with_kwargs=True) for n in acting]
     if run.answers is not None:
@@ -118,10 +118,8 @@ class Run:
         prompt_length: int | Sequence[int],
         tokenizer: Any,
         num_layers: int,
-        dtype: torch.dtype,
     ) -> None:
-        self.folded, self.gate, self.prompt_length, self.tokenizer = folded, gate, prompt_length, tokenizer
-        self.num_layers, self.dtype = num_layers, dtype
+        self.folded, self.gate, self.prompt_length, self.num_layers = folded, gate, prompt_length, num_layers
         self.edited = 0
         self.bank: Bank | None = None
         self.place: Place | None = None
