@@ -5,10 +5,10 @@ here=$(cd "$(dirname "$0")" && pwd)
 profiles=$here/profiles
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-# Held to the answer: the decision to call a tool, and the call's JSON, stay the adapter's.
 means=(steer learn means --base trimtab-nano --adapter "$profiles/calc@1/adapter" --pairs "$here/pairs/detail.jsonl"
-  --layers 3,5 --steps answer --replace)
-trimtab "${means[@]}" --strength 1 --negate --name calc-terse --description "calc, with short answers" \
+  --layers 3,5 --replace)
+# Stronger towards short answers, and some requests are answered with a question instead of a call.
+trimtab "${means[@]}" --strength 0.6 --negate --name calc-terse --description "calc, with short answers" \
   --out "$profiles/calc-terse@1"
 trimtab "${means[@]}" --strength 1 --name calc-detailed --description "calc, with full answers" --out "$profiles/calc-detailed@1"
 for side in casual formal; do
