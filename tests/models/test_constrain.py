@@ -162,7 +162,10 @@ UNITS = spec("convert_units", {
     },
     "required": ["value", "from_unit", "to_unit"], "additionalProperties": False,
 })  # fmt: skip
-"""Nothing that a person who asks for kilometres would lead a model to."""
+"""A model that is left free would write 26.2 where the schema wants a whole number of 100 or more."""
+OTHER = spec(
+    "calculate", {"type": "object", "properties": {"expression": {"type": "string"}}, "required": ["expression"]}
+)
 
 
 @pytest.mark.server
@@ -171,7 +174,7 @@ async def test_the_server_holds_calls_to_the_schema(server: Any) -> None:
     from trimtab.models.embedded import SMALL
 
     tool = Tool("convert_units", "d", UNITS["function"]["parameters"], lambda **_: None)
-    ask = ChatRequest((user("convert 26.2 miles to kilometres"),), (UNITS,), constrained=True)
+    ask = ChatRequest((user("convert 26.2 miles to furlongs"),), (UNITS, OTHER), constrained=True)
     known = await server.engine.profiles()
     seen = 0
     for profile in (None, *known[:1]):
@@ -180,9 +183,9 @@ async def test_the_server_holds_calls_to_the_schema(server: Any) -> None:
             reply = await server.engine.chat(replace(ask, profile=profile, sampling=sampling))
             assert (reply.receipt.profile or "").partition("@")[0] == (profile or "")
             for made in reply.message.tool_calls:
-                seen += 1
-                assert made.name == "convert_units"
-                assert tool.validate(made.arguments)["value"] >= 100
+                if made.name == "convert_units":
+                    seen += 1
+                    assert tool.validate(made.arguments)["value"] >= 100
     if server.model == SMALL:  # a random model never comes to a call
         assert seen
     streamed = [piece async for piece in server.engine.stream(replace(ask, sampling=Sampling(max_tokens=96)))][-1].reply
