@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Final, Literal
 
 import numpy as np
@@ -35,7 +36,6 @@ MOST_TEXTS = 4
 """Bound on different `after` and `until` texts in one profile."""
 
 Ints = NDArray[np.int64]
-Masks = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -108,17 +108,17 @@ class Place:
     gate_layer: int | None = None
     hold: bool | None = None
 
-    @property
+    @cached_property
     def plain(self) -> bool:
         """Whether only the phase of a token counts."""
         return not self.hold and all(scope.plain for scope in self.scopes)
 
-    @property
+    @cached_property
     def reads_text(self) -> bool:
         """Whether what was generated must be known."""
         return any(scope.reads_text for scope in self.scopes)
 
-    @property
+    @cached_property
     def by_phase(self) -> tuple[int, int]:
         """The rows of a prompt token and of a generated one, where the place is plain."""
         prompt = sum(1 << i for i, scope in enumerate(self.scopes) if scope.phase in ("all", "prompt"))
@@ -159,7 +159,7 @@ def step_of(text: str) -> Step:
 
 def masks(
     scopes: Sequence[Scope], positions: Ints, prompt_length: int, states: Sequence[TextState] | None = None
-) -> Masks:
+) -> Ints:
     """Which scopes each token is in.
 
     Args:
@@ -267,16 +267,6 @@ def prompt_end_reach(scopes: Iterable[Scope], *, held: bool = False) -> int:
 
 def check_scopes(scopes: Sequence[Scope], where: str) -> None:
     """Raises BadInput where the scopes of a profile ask for more than can be kept."""
-    for scope in scopes:
-        for name, value in (("first", scope.first), ("last", scope.last)):
-            if value is not None and not 1 <= value <= MOST_PLACES:
-                raise BadInput(f"`{name}` is {value}, not 1 to {MOST_PLACES}", where=where)
-        if scope.last is not None and scope.phase == "generated":
-            raise BadInput("`last` counts prompt tokens: where an answer ends is not known before", where=where)
-        if scope.at is not None and not (scope.at and all(0 <= place < MOST_PLACES for place in scope.at)):
-            raise BadInput(f"positions are 0 to {MOST_PLACES - 1}, and at least one", where=where)
-        if "" in (scope.after, scope.until):
-            raise BadInput("an empty text is nothing to wait for", where=where)
     if len(set(scopes)) > MOST_SCOPES:
         raise BadInput(f"more than {MOST_SCOPES} different scopes", where=where)
     if len(texts_of(scopes)) > MOST_TEXTS:

@@ -65,8 +65,7 @@ class Gating:
         if not self._used:
             return
         self._slots = {request: slot for request, slot in self._slots.items() if request in alive}
-        lengths = np.asarray(view.lengths, dtype=np.int64)
-        starts = np.cumsum(lengths) - lengths
+        lengths, starts = view.lengths, view.starts
         total = int(lengths.sum())
         source, slot = np.arange(total), np.zeros(total, np.int64)
         decides = np.zeros(total, bool)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -52,6 +53,12 @@ class StepView:
     positions: Ints
     prompt_lengths: Ints
     outputs: Sequence[Sequence[int]] = ()
+
+    @cached_property
+    def starts(self) -> Ints:
+        """Where each request's tokens begin in the step, [R]."""
+        starts: Ints = np.cumsum(self.lengths) - self.lengths
+        return starts
 
 
 @dataclass
@@ -154,7 +161,7 @@ class Rows:
         total = int(lengths.sum())
         if total > len(index):
             raise IndexError(f"a step of {total} tokens does not fit the steering buffer of {len(index)}")
-        starts = np.cumsum(lengths) - lengths
+        starts = view.starts
         # Places that only ask for the phase are written all at once, the others over it one by one.
         phases = [place.by_phase if place.plain else (0, 0) for place in places]
         positions = np.repeat(view.positions - starts, lengths) + np.arange(total, dtype=np.int64)
@@ -207,7 +214,6 @@ class Ledger:
             What can only be counted when it has run.
         """
         pending: list[Pending] = []
-        starts = np.cumsum(view.lengths) - view.lengths
         for i, receipt in enumerate(view.receipts):
             if receipt is None:
                 continue
@@ -229,7 +235,8 @@ class Ledger:
                 requests[view.request_ids[i]] = entry
             if end > entry.seen:
                 if gated:
-                    pending.append(Pending(entry, int(starts[i]) + entry.seen - begin, int(starts[i]) + end - begin))
+                    shift = int(view.starts[i]) - begin
+                    pending.append(Pending(entry, entry.seen + shift, end + shift))
                 elif entry.steered is not None:
                     entry.steered += rows.covered(view, i, entry.seen, end)
                 entry.seen = end
