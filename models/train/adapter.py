@@ -20,7 +20,7 @@ from .base import chunked
 from .churn import Calls, calls_in, churn, exact_share, replies
 from .data import Rows, data_hash, encode
 from .held import Held, held_loss, packed
-from .loop import Point, fit
+from .loop import Point, device_name, fit
 from .recipe import Recipe
 
 SEEDS = 3
@@ -68,14 +68,14 @@ def lora_config(recipe: Recipe, layers: int) -> Any:
     )
 
 
-def fresh_adapter(base: Path, recipe: Recipe, seed: int) -> Any:
-    """The base with an untrained adapter, whose initial weights are the seed's."""
+def fresh_adapter(base: Path, recipe: Recipe, seed: int, device: str = "cpu") -> Any:
+    """The base with an untrained adapter, whose initial weights are the seed's whatever the device."""
     from peft import get_peft_model
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    return get_peft_model(model, lora_config(recipe, model.config.get_text_config().num_hidden_layers))
+    return get_peft_model(model, lora_config(recipe, model.config.get_text_config().num_hidden_layers)).to(device)
 
 
 def remembered(batches: Batches) -> Batches:
@@ -100,6 +100,7 @@ def runs(
     held: Held,
     count: int,
     *,
+    device: str = "cpu",
     work: Path | None = None,
     report: Report | None = None,
 ) -> tuple[list[Run], list[dict[str, Any]]]:
@@ -116,7 +117,7 @@ def runs(
     for seed in itertools.count(recipe.seed):
         if len(good) == count:
             break
-        tuned = fresh_adapter(base, recipe, seed)
+        tuned = fresh_adapter(base, recipe, seed, device)
         place = None if work is None else work / f"seed-{seed}"
         try:
             curve = fit(tuned, recipe, batches, checkpoint=place, report=report)
@@ -132,7 +133,7 @@ def runs(
             continue
         in_a_row = 0
         tensors = {
-            name.replace(".default.weight", ".weight"): parameter.detach().contiguous()
+            name.replace(".default.weight", ".weight"): parameter.detach().cpu().contiguous()
             for name, parameter in tuned.named_parameters()
             if parameter.requires_grad
         }
@@ -178,6 +179,7 @@ def train_adapter(
     *,
     held: Held | None = None,
     seeds: int = 1,
+    device: str = "cpu",
     work: Path | None = None,
     report: Report | None = None,
 ) -> dict[str, Any]:
@@ -192,6 +194,7 @@ def train_adapter(
         source: what the data is, for the card.
         held: conversations to score on; none by default.
         seeds: initial weights to train from; the order of the data stays that of the recipe's seed.
+        device: `cpu`, `cuda` or `cuda:0`.
         work: folder for checkpoints; an interrupted run goes on from there.
 
     Returns:
@@ -218,6 +221,7 @@ def train_adapter(
         remembered(batches) if seeds > 1 else batches,
         held,
         seeds,
+        device=device,
         work=work,
         report=report,
     )
@@ -239,6 +243,7 @@ def train_adapter(
         "failed": failed,
         "data": {**source, "sample_sha256": data_hash(sample)},
         "tokens": kept.curve[-1].tokens,
+        "device": device_name(device),
         "seconds": round(kept.curve[-1].seconds),
         "first_loss": round(kept.curve[0].loss, 4),
         "final_loss": final_loss(kept.curve),

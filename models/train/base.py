@@ -16,10 +16,11 @@ from ...errors import BadInput
 from ...home import file_sha256, write_atomic
 from ..embedded import random_tools, words
 from ..embedded.template import SPECIAL, train_tokenizer
+from .ahead import made_by_processes
 from .data import Encoder, Rows, data_hash, pack, to_rows
 from .held import held_loss, of_base, packed
 from .initial import copying_heads
-from .loop import Point, fit
+from .loop import Point, device_name, fit
 from .recipe import Recipe
 from .variants import Variants
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 CHUNK = 25
 """Steps whose documents share one seed; resuming regenerates at most one chunk."""
+LARGE_BATCH, LARGE_CHUNK = 32, 8
+"""Rows a step from which a chunk is this many steps: it is made whole before any of it is learned."""
 COPY_FIRST = 4
 """Chunks at the start with much pure copying, which sharpens the heads that copy."""
 
@@ -47,6 +50,25 @@ def make_tokenizer(directory: Path, documents: int = 4000, seed: int = 7) -> Non
     train_tokenizer(texts, directory)
 
 
+def chunk_steps(recipe: Recipe) -> int:
+    """Steps a chunk."""
+    return CHUNK if recipe.batch < LARGE_BATCH else LARGE_CHUNK
+
+
+def chunk_of(
+    recipe: Recipe, tokenizer: Any, documents: Callable[[int], Iterable[dict[str, Any]]]
+) -> Callable[[int], Iterator[Rows]]:
+    """The number of a chunk -> its batches, one a step."""
+    encoder = Encoder(tokenizer)
+
+    def made(chunk: int) -> Iterator[Rows]:
+        rows = pack((encoder(document) for document in documents(chunk)), recipe.length)
+        for _ in range(chunk_steps(recipe)):
+            yield to_rows(list(itertools.islice(rows, recipe.batch)), recipe.length)
+
+    return made
+
+
 def chunked(
     recipe: Recipe, tokenizer: Any, documents: Callable[[int], Iterable[dict[str, Any]]]
 ) -> Callable[[int], Iterator[Rows]]:
@@ -55,15 +77,12 @@ def chunked(
     Args:
         documents: the number of a chunk -> its documents, endless and always the same for the same number.
     """
+    size = chunk_steps(recipe)
 
     def batches(start: int) -> Iterator[Rows]:
-        encoder = Encoder(tokenizer)
-        for chunk in itertools.count(start // CHUNK):
-            rows = pack((encoder(document) for document in documents(chunk)), recipe.length)
-            for step in range(chunk * CHUNK, (chunk + 1) * CHUNK):
-                batch = list(itertools.islice(rows, recipe.batch))
-                if step >= start:
-                    yield to_rows(batch, recipe.length)
+        made = chunk_of(recipe, tokenizer, documents)
+        for chunk in itertools.count(start // size):
+            yield from itertools.islice(made(chunk), max(0, start - chunk * size), None)
 
     return batches
 
@@ -78,7 +97,7 @@ def corpus(recipe: Recipe, world: World, *, fresh: bool = True) -> Callable[[int
 
     def documents(chunk: int) -> Iterator[dict[str, Any]]:
         seed = recipe.seed * 1_000_003 + chunk
-        if chunk * CHUNK < recipe.made_up:
+        if chunk * chunk_steps(recipe) < recipe.made_up:
             return random_tools.documents(seed, copy_share=0.4 if fresh and chunk < COPY_FIRST else 0.04)
         return base_documents(seed, world)
 
@@ -147,6 +166,8 @@ def train_base(
     *,
     grow_from: Path | None = None,
     go_on_from: Path | None = None,
+    device: str = "cpu",
+    processes: int = 0,
     report: Callable[[list[Point], float], None] | None = None,
 ) -> dict[str, Any]:
     """Train a base model and write it, with tokenizer and card, into `directory`.
@@ -156,6 +177,8 @@ def train_base(
         grow_from: a smaller model to start from by block expansion; its tokenizer is kept.
         go_on_from: a trained embedded model whose training goes on for one more cycle; its tokenizer is kept, and
             its card becomes `before` in the new one.
+        device: `cpu`, `cuda` or `cuda:0`.
+        processes: how many make the data; 0: this one does, beside the training.
 
     Returns:
         The model's card.
@@ -181,19 +204,26 @@ def train_base(
         model = grown_model(grow_from, recipe)
     else:
         model = new_model(recipe, len(tokenizer), variants)
+    model.to(device)
+    if variants is not None:
+        variants.to(device)
+    fresh = go_on_from is None and grow_from is None
     with open_world() as world:
-        documents = corpus(recipe, world, fresh=go_on_from is None and grow_from is None)
+        documents = corpus(recipe, world, fresh=fresh)
         curve = fit(
             model,
             recipe,
-            chunked(recipe, tokenizer, documents),
+            made_by_processes(recipe, tokenizer_home, fresh=fresh, processes=processes)
+            if processes
+            else chunked(recipe, tokenizer, documents),
             variants=variants,
             checkpoint=work / "checkpoint",
             report=report,
         )
-        sample = list(itertools.islice(documents(recipe.steps // CHUNK), 500))
+        sample = list(itertools.islice(documents(recipe.steps // chunk_steps(recipe)), 500))
         held = of_base(world)
     loss = held_loss(model, packed(tokenizer, held, recipe.length))
+    model.to("cpu")
     write_model(model, tokenizer_home, directory)
     card = {
         "name": name,
@@ -203,6 +233,7 @@ def train_base(
         "recipe": recipe.model_dump(mode="json"),
         "data": {"generator": "trimtab.models.embedded.corpus.base_documents", "sample_sha256": data_hash(sample)},
         "tokens": curve[-1].tokens,
+        "device": device_name(device),
         "seconds": round(curve[-1].seconds),
         "final_loss": round(sum(p.loss for p in curve[-5:]) / len(curve[-5:]), 4),
         "scores": {"held_out": held.source, "held_loss": None if loss is None else round(loss, 5)},

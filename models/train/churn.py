@@ -68,8 +68,10 @@ def replies(model: Any, tokenizer: Any, documents: Sequence[Mapping[str, Any]]) 
     for start in range(0, len(order), BATCH):
         chosen = order[start : start + BATCH]
         width = max(len(prompts[i]) for i in chosen)
-        ids = torch.tensor([[pad] * (width - len(prompts[i])) + prompts[i] for i in chosen])
-        seen = torch.tensor([[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in chosen])
+        ids = torch.tensor([[pad] * (width - len(prompts[i])) + prompts[i] for i in chosen], device=model.device)
+        seen = torch.tensor(
+            [[0] * (width - len(prompts[i])) + [1] * len(prompts[i]) for i in chosen], device=model.device
+        )
         drawn = model.generate(
             input_ids=ids,
             attention_mask=seen,

@@ -29,6 +29,7 @@ def add_commands(subparsers: Any) -> Any:
     base.add_argument("--go-on-from", help="a trained model, by name or folder, to train for one more cycle")
     base.add_argument("--out", type=Path, help="where to write the model; its place in the package by default")
     _common(base)
+    _processes(base)
     base.set_defaults(handler=run_base)
 
     adapter = parts.add_parser("adapter", help="train a LoRA adapter and save it as a profile")
@@ -64,7 +65,10 @@ def add_commands(subparsers: Any) -> Any:
         "--rates", type=float, nargs="+", metavar="LR", help="learning rates to try, 4 or more (default: 4)"
     )
     place.add_argument("--plot", type=Path, metavar="FILE", help="a .png file: loss against learning rate")
-    place.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
+    place.add_argument(
+        "--processes", type=_positive, default=1, metavar="N", help="placements trained at the same time (default: 1)"
+    )
+    _device(place)
     place.add_argument("--json", action="store_true", help="print one JSON document")
     place.set_defaults(handler=run_place)
 
@@ -80,7 +84,8 @@ def add_commands(subparsers: Any) -> Any:
     sizes.add_argument("--recipe", type=Path, help="a recipe file; that of trimtab-nano by default")
     sizes.add_argument("--work", type=Path, help="folder for the tokenizer")
     sizes.add_argument("--plot", type=Path, metavar="FILE", help="a .png file: loss against seconds")
-    sizes.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
+    _device(sizes)
+    _processes(sizes)
     sizes.add_argument("--json", action="store_true", help="print one JSON document")
     sizes.set_defaults(handler=run_sizes)
 
@@ -108,8 +113,31 @@ def _positive(text: str) -> int:
 def _common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--work", type=Path, help="folder for checkpoints; an interrupted run goes on from there")
     parser.add_argument("--curve", type=Path, help="a .png file for the training curve, drawn anew as the run goes on")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
+    _device(parser)
     parser.add_argument("--json", action="store_true", help="print the card as JSON")
+
+
+def _device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU where torch sees one)")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
+
+
+def _processes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--processes",
+        type=_positive,
+        metavar="N",
+        help="processes that make the data (default: on a GPU, all cores but two; else none beside the training)",
+    )
+
+
+def _made_by(args: argparse.Namespace, device: str) -> int:
+    """How many processes make the data."""
+    import os
+
+    if args.processes is not None:
+        return int(args.processes)
+    return 0 if device == "cpu" else max(1, (os.cpu_count() or 1) - 2)
 
 
 def _need_png(file: Path | None, option: str, what: str) -> None:
@@ -120,12 +148,29 @@ def _need_png(file: Path | None, option: str, what: str) -> None:
         raise BadInput(f"the {what} is drawn as PNG", where=f"{option} {file}", fix="Name a .png file")
 
 
-def _threads(args: argparse.Namespace) -> None:
+def _machine(args: argparse.Namespace) -> str:
+    """Set the threads; returns the device to train on.
+
+    Raises:
+        BadInput: torch sees no such device.
+    """
     import os
 
     import torch
+    from transformers.utils.logging import disable_progress_bar
+
+    from ...errors import BadInput
+    from .loop import usual_device
 
     torch.set_num_threads(args.threads or os.cpu_count() or 1)
+    disable_progress_bar()  # the commands report their own progress
+    device = args.device or usual_device()
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # a torch without CUDA asserts
+        reason = str(error).splitlines()[0]
+        raise BadInput(f"torch cannot use it: {reason}", where=f"--device {device}", fix="cpu always works") from None
+    return str(device)
 
 
 def _store(args: argparse.Namespace) -> Any:
@@ -191,7 +236,7 @@ def run_base(args: argparse.Namespace) -> int:
     usual = RECIPES / "nano_more.yaml" if args.go_on_from else recipes.get(args.name)
     if usual is None or args.name not in recipes:
         raise NotFound(f"no recipe for a base model {args.name!r}", fix=f"Known: {', '.join(recipes)}")
-    _threads(args)
+    device = _machine(args)
     out = args.out or MODELS / args.name
     card = train_base(
         args.name,
@@ -200,6 +245,8 @@ def run_base(args: argparse.Namespace) -> int:
         args.work or home() / "training" / args.name,
         grow_from=MODELS / SMALL if args.name == LARGE and not args.go_on_from else None,
         go_on_from=find_model(args.go_on_from).path if args.go_on_from else None,
+        device=device,
+        processes=_made_by(args, device),
         report=_reporter(args),
     )
     _print_card(card, out, args.json)
@@ -219,7 +266,7 @@ def run_adapter(args: argparse.Namespace) -> int:
     recipe = load_recipe(args.recipe, steps=args.steps, seed=args.seed)
     base = find_model(args.base)
     report = _reporter(args)
-    _threads(args)
+    device = _machine(args)
     with ExitStack() as stack:
         documents, source, held = _conversations(args, base.path, recipe, stack)
         target = args.out or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trimtab-adapter-")))
@@ -232,6 +279,7 @@ def run_adapter(args: argparse.Namespace) -> int:
             target,
             held=held,
             seeds=args.seeds,
+            device=device,
             work=args.work,
             report=report,
         )
@@ -253,10 +301,20 @@ def run_place(args: argparse.Namespace) -> int:
     _need_png(args.plot, "--plot", "picture")
     recipe = load_recipe(args.recipe)
     base = find_model(args.base)
-    _threads(args)
+    device = _machine(args)
     with ExitStack() as stack:
         documents, source, held = _conversations(args, base.path, recipe, stack)
-        found = place(base.path, documents, source, held, recipe, args.steps, args.rates or RATES)
+        found = place(
+            base.path,
+            documents,
+            source,
+            held,
+            recipe,
+            args.steps,
+            args.rates or RATES,
+            device=device,
+            processes=args.processes,
+        )
     if args.plot is not None:
         write_atomic(args.plot, rates_png(found))
     print(json.dumps(found.to_json(), indent=2) if args.json else table(found))
@@ -286,9 +344,14 @@ def run_sizes(args: argparse.Namespace) -> int:
                 fix=f"Layers (2 or more) x width (a multiple of {HEAD}), as 6x256",
             )
         shapes.append(Shape(int(match[1]), int(match[2])))
-    _threads(args)
+    device = _machine(args)
     runs = compare(
-        load_recipe(args.recipe or RECIPES / "nano.yaml"), shapes or SHAPES, args.minutes, args.work or home() / "sizes"
+        load_recipe(args.recipe or RECIPES / "nano.yaml"),
+        shapes or SHAPES,
+        args.minutes,
+        args.work or home() / "sizes",
+        device=device,
+        processes=_made_by(args, device),
     )
     if args.plot is not None:
         write_atomic(args.plot, sizes_png(runs))

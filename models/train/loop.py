@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
@@ -44,22 +45,35 @@ def learning_rate(recipe: Recipe, step: int) -> float:
     return recipe.lr * min(warm, left)
 
 
-def sight(rows: Rows, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+def sight(clumps: torch.Tensor, branches: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """[batch, 1, length, length] attention mask, 0 or minus infinity: a token sees itself and what came before it in
-    its own conversation, the shared opening included."""
-    clumps, branches = torch.from_numpy(rows.clumps), torch.from_numpy(rows.branches)
+    its own conversation, the shared opening included.
+
+    Args:
+        clumps: [batch, length] as in `Rows`, and so are the branches.
+    """
     same = clumps[:, None, :, None] == clumps[:, None, None, :]
     mine = branches[:, None, None, :] == branches[:, None, :, None]
     opening = branches[:, None, None, :] == 0
     length = clumps.shape[1]
-    seen = same & (mine | opening) & torch.ones(length, length, dtype=torch.bool).tril()
+    seen = same & (mine | opening) & torch.ones(length, length, dtype=torch.bool, device=clumps.device).tril()
     # Added, not chosen by: a bool mask would be turned into this one in every layer.
-    return torch.zeros(seen.shape, dtype=dtype).masked_fill_(~seen, float("-inf"))
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
 
 
 def bfloat16_is_fast() -> bool:
     """Whether this processor multiplies bfloat16 in hardware; elsewhere it is some forty times slower than float32."""
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def usual_device() -> str:
+    """`cuda` where there is a GPU that torch can use, else `cpu`."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def device_name(device: str) -> str:
+    """What a card says of where a model was trained: the GPU's name, or `cpu`."""
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
 
 
 def head_loss(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -75,8 +89,18 @@ PAYS = 60
 
 
 def can_compile() -> bool:
-    """Whether torch.compile has the C++ compiler it needs on the CPU; without one a run is slower, not different."""
+    """Whether torch.compile has the C++ compiler it needs; without one a run is slower, not different."""
     return shutil.which(os.environ.get("CXX", "g++")) is not None
+
+
+def _moved(rows: Rows, device: torch.device) -> torch.Tensor:
+    """[5, batch, length] int64 on `device`: ids, positions, clumps, branches, targets, in one transfer."""
+    arrays = (rows.ids, rows.positions, rows.clumps, rows.branches, rows.targets)
+    if device.type == "cpu":
+        return torch.from_numpy(np.stack(arrays))
+    # Pinned and narrow: the copy then waits for nothing that the GPU is still computing.
+    packed = torch.from_numpy(np.stack([a.astype(np.int32) for a in arrays])).pin_memory()
+    return packed.to(device, non_blocking=True).long()
 
 
 def loss_of(
@@ -88,18 +112,21 @@ def loss_of(
         embedding: [V, H] input and output embedding in place of the model's own (`variants.Variants`).
         compiled: whether to compile the output head, as the backbone then is.
     """
-    ids, targets = torch.from_numpy(rows.ids), torch.from_numpy(rows.targets).flatten()
+    device: torch.device = model.device
+    ids, positions, clumps, branches, targets = _moved(rows, device)
     source = {"input_ids": ids} if embedding is None else {"inputs_embeds": F.embedding(ids, embedding)}
-    fast = bfloat16_is_fast()
-    with torch.autocast("cpu", torch.bfloat16, enabled=fast):
+    fast = device.type == "cuda" or bfloat16_is_fast()
+    # Found on the CPU, where the rows came from: a GPU would have to be waited for to tell how many they are.
+    keep = torch.from_numpy(np.flatnonzero(rows.targets != IGNORE)).to(device, non_blocking=True)
+    with torch.autocast(device.type, torch.bfloat16, enabled=fast):
         hidden = backbone(
-            attention_mask=sight(rows, torch.bfloat16 if fast else torch.float32),
-            position_ids=torch.from_numpy(rows.positions),
+            attention_mask=sight(clumps, branches, torch.bfloat16 if fast else torch.float32),
+            position_ids=positions,
             **source,
         ).last_hidden_state
-        keep = targets != IGNORE
         head = model.get_output_embeddings().weight if embedding is None else embedding
-        return (_compiled_head_loss if compiled else head_loss)(hidden.flatten(0, 1)[keep], head, targets[keep])
+        learned, wanted = hidden.flatten(0, 1).index_select(0, keep), targets.flatten().index_select(0, keep)
+        return (_compiled_head_loss if compiled else head_loss)(learned, head, wanted)
 
 
 def _ahead(batches: Iterator[Rows], depth: int = 3) -> Iterator[Rows]:
@@ -227,8 +254,13 @@ def load_checkpoint(
             parameter.copy_(tensors[f"w.{name}"])
             for stepper in steppers:
                 if name in states and any(parameter is p for g in stepper.param_groups for p in g["params"]):
-                    stepper.state[parameter] = states[name]
+                    stepper.state[parameter] = {k: v.to(parameter.device) for k, v in states[name].items()}
     return int(about["step"]), [Point(**p) for p in json.loads(about["curve"])]
+
+
+def _mean(values: Sequence[torch.Tensor]) -> float:
+    """The mean of scalars, in double precision."""
+    return float(torch.stack(list(values)).double().mean())
 
 
 def fit(
@@ -241,7 +273,7 @@ def fit(
     every: int = 100,
     report: Callable[[list[Point], float], None] | None = None,
 ) -> list[Point]:
-    """Train `model` in place.
+    """Train `model` in place, on the device it is on.
 
     Args:
         batches: given the step to start at, the stream of batches from there.
@@ -271,8 +303,10 @@ def fit(
         model.train()
         tokens = curve[-1].tokens if curve else 0
         spent = curve[-1].seconds if curve else 0.0
-        began, recent = time.monotonic(), []
-        losses, norms, steep = [p.loss for p in curve], [], []
+        began = time.monotonic()
+        recent: list[torch.Tensor] = []
+        steep: list[torch.Tensor] = []
+        losses, norms = [p.loss for p in curve], []
         for step, rows in zip(range(start, recipe.steps), _ahead(batches(start)), strict=False):
             rate = learning_rate(recipe, step)
             for stepper in steppers:
@@ -280,18 +314,20 @@ def fit(
                     group["lr"] = rate * group["share"]
             loss = loss_of(model, backbone, rows, variants() if variants is not None else None, compiled=compiled)
             loss.backward()  # type: ignore[no-untyped-call]
-            steep.append(float(torch.nn.utils.clip_grad_norm_(named.values(), recipe.clip)))
+            steep.append(torch.nn.utils.clip_grad_norm_(named.values(), recipe.clip))
             for stepper in steppers:
                 stepper.step()
                 stepper.zero_grad()
-            recent.append(loss.item())
+            recent.append(loss.detach())
             tokens += int((rows.clumps > 0).sum())
             last = step + 1 == recipe.steps
             if (step + 1) % 20 == 0 or last:
+                # Read at points only: each reading waits for the device.
+                mean = _mean(recent)
                 seconds = spent + time.monotonic() - began
-                curve.append(Point(step + 1, sum(recent) / len(recent), rate, tokens, seconds))
-                losses.append(curve[-1].loss)
-                norms.append(sum(steep) / len(steep))
+                curve.append(Point(step + 1, mean, rate, tokens, seconds))
+                losses.append(mean)
+                norms.append(_mean(steep))
                 recent, steep = [], []
                 if report is not None:
                     report(curve, (time.monotonic() - began) / (step + 1 - start) * (recipe.steps - step - 1))

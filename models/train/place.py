@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ...errors import BadInput, FailedRun
-from .adapter import fresh_adapter, remembered
+from .adapter import fresh_adapter
 from .base import chunked
 from .churn import calls_in, exact_share, replies
 from .data import Rows
@@ -119,6 +124,8 @@ def place(
     steps: int,
     rates: Sequence[float],
     *,
+    device: str = "cpu",
+    processes: int = 1,
     told: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
 ) -> Placement:
     """Train every placement at every rate on the same batches, and the best rate of each once more from another seed.
@@ -128,6 +135,8 @@ def place(
         recipe: of the whole training; its targets, layers, learning rate and compilation are set here.
         steps: of one run; warm-up and decay keep their share.
         rates: at least 4 learning rates.
+        device: `cpu`, `cuda` or `cuda:0`.
+        processes: arms that are trained at the same time, each in a process of its own.
 
     Raises:
         BadInput: fewer than 4 rates, or nothing is held out.
@@ -141,15 +150,25 @@ def place(
         raise BadInput("nothing is held out to compare on", where="--data", fix="Give at least two conversations")
     # Runs are short: compiling each arm would take longer than it saves.
     recipe = shortened(recipe, steps).model_copy(update={"compile": False})
-    tokenizer = AutoTokenizer.from_pretrained(base)
     layers = AutoConfig.from_pretrained(base).get_text_config().num_hidden_layers
-    batches = remembered(chunked(recipe, tokenizer, documents))
-    rows = packed(tokenizer, held, recipe.length)
+    batches = list(islice(chunked(recipe, AutoTokenizer.from_pretrained(base), documents)(0), steps))
+    work = [
+        (name, base, recipe.model_copy(update=fields), batches, held, rates, device)
+        for name, fields in placements(layers).items()
+    ]
     arms = []
-    for name, fields in placements(layers).items():
-        arms.append(_arm(name, base, tokenizer, recipe.model_copy(update=fields), batches, rows, held, rates))
-        told(_line(arms[-1]))
+    for arm in _in_processes(work, processes) if processes > 1 else map(_arm, *zip(*work, strict=True)):
+        arms.append(arm)
+        told(_line(arm))
     return judged(arms, source, steps)
+
+
+def _in_processes(work: Sequence[tuple[Any, ...]], processes: int) -> Iterator[Arm]:
+    threads = max(1, torch.get_num_threads() // processes)
+    # Started anew, not forked: this process has threads, and perhaps a GPU.
+    with ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (threads,)) as pool:
+        for future in [pool.submit(_arm, *one) for one in work]:
+            yield future.result()
 
 
 def shortened(recipe: Recipe, steps: int) -> Recipe:
@@ -171,18 +190,22 @@ class _Run:
 def _arm(
     name: str,
     base: Path,
-    tokenizer: Any,
     recipe: Recipe,
-    batches: Any,
-    rows: Sequence[Rows],
+    batches: Sequence[Rows],
     held: Held,
     rates: Sequence[float],
+    device: str,
 ) -> Arm:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    rows = packed(tokenizer, held, recipe.length)
+
     def run(rate: float, seed: int) -> _Run | None:
-        model = fresh_adapter(base, recipe, seed)
+        model = fresh_adapter(base, recipe, seed, device)
         count = sum(p.numel() for p in model.parameters() if p.requires_grad)
         try:
-            curve = fit(model, recipe.model_copy(update={"lr": rate}), batches)
+            curve = fit(model, recipe.model_copy(update={"lr": rate}), lambda start: iter(batches[start:]))
         except FailedRun:
             return None
         loss = held_loss(model, rows)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from .ahead import made_by_processes
 from .base import chunked, corpus, make_tokenizer, new_model
 from .data import Rows
 from .held import held_loss, of_base, packed
@@ -85,6 +86,8 @@ def compare(
     minutes: float,
     work: Path,
     *,
+    device: str = "cpu",
+    processes: int = 0,
     told: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
 ) -> list[Run]:
     """Train each shape for so many minutes, one after the other, and score it `MARKS` times.
@@ -92,6 +95,8 @@ def compare(
     Args:
         recipe: of the base; its shape and schedule are set here.
         work: folder for the tokenizer.
+        device: `cpu`, `cuda` or `cuda:0`.
+        processes: how many make the data; 0: this one does, beside the training.
     """
     from transformers import AutoTokenizer
 
@@ -104,7 +109,13 @@ def compare(
         rows = packed(tokenizer, of_base(world), recipe.length)
         found = []
         for shape in shapes:
-            found.append(_run(shape, shape.of(recipe), tokenizer, world, rows, minutes * 60, told))
+            own = shape.of(recipe)
+            batches = (
+                made_by_processes(own, work, fresh=True, processes=processes)
+                if processes
+                else chunked(own, tokenizer, corpus(own, world))
+            )
+            found.append(_run(shape, own, tokenizer, batches, rows, minutes * 60, device, told))
     return found
 
 
@@ -112,13 +123,15 @@ def _run(
     shape: Shape,
     recipe: Recipe,
     tokenizer: Any,
-    world: Any,
+    batches: Callable[[int], Iterator[Rows]],
     rows: Sequence[Rows],
     seconds: float,
+    device: str,
     told: Callable[[str], None],
 ) -> Run:
     variants = Variants(tokenizer, recipe.hidden)
-    model = new_model(recipe, len(tokenizer), variants)
+    model = new_model(recipe, len(tokenizer), variants).to(device)
+    variants.to(device)
     marks: list[Mark] = []
     away = 0.0  # seconds that are not the training's: the first points, with the compilation in them, and the scoring
 
@@ -141,7 +154,7 @@ def _run(
         away += time.monotonic() - began
 
     with suppress(_Over):
-        fit(model, recipe, chunked(recipe, tokenizer, corpus(recipe, world)), variants=variants, report=report)
+        fit(model, recipe, batches, variants=variants, report=report)
     return Run(shape, sum(p.numel() for p in model.parameters()), tuple(marks))
 
 

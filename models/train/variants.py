@@ -34,8 +34,10 @@ class Variants(torch.nn.Module):
             marks.append((float(after_space), float(capital)))
         self.roots = torch.nn.Parameter(torch.zeros(len(roots), width))
         self.shifts = torch.nn.Parameter(torch.zeros(2, width))
-        self.index = torch.tensor(index)
-        self.marks = torch.tensor(marks)
+        self.index: torch.Tensor
+        self.marks: torch.Tensor
+        self.register_buffer("index", torch.tensor(index), persistent=False)
+        self.register_buffer("marks", torch.tensor(marks), persistent=False)
 
     def forward(self) -> torch.Tensor:
         """[V, H]: the embedding of every token."""

@@ -290,8 +290,7 @@ def test_attention_in_blocks_is_attention() -> None:
     key, value = (torch.randn(2, 2, length, 16, generator=generator, requires_grad=True) for _ in range(2))
     numbers = np.sort(np.random.default_rng(0).integers(1, 4, (2, length)), 1)
     branches = np.random.default_rng(1).integers(0, 3, (2, length))
-    zero = np.zeros_like(numbers)
-    mask = sight(Rows(zero, zero, zero, numbers, branches))
+    mask = sight(torch.from_numpy(numbers), torch.from_numpy(branches))
     mine, _ = blocks(None, query, key, value, mask, scaling=0.3)
     wide = [t.repeat_interleave(2, 1) for t in (key, value)]
     whole = torch.nn.functional.scaled_dot_product_attention(query, *wide, attn_mask=mask, scale=0.3)
