@@ -31,8 +31,10 @@ from .intents.common import Intent
 
 Split = Literal["train", "test"]
 Document = dict[str, Any]
-MADE_UP = 0.6
+MADE_UP = 0.9
 """Share of groups with made-up tools in the base's corpus of the families."""
+BEHAVED = 0.35
+"""Share of the base's groups of a family whose tag names a behaviour that shows in few requests, and it alone."""
 MIXED = 0.2
 """Share of groups that also show tools which none of their requests needs: of other families, or made up."""
 HARD = {"chain": 1.6, "single": 1.0, "missing": 0.8}
@@ -137,6 +139,7 @@ def family_group(
     whole: float = 0.6,
     style: Style | None = None,
     specialist: bool = False,
+    axis: str | None = None,
 ) -> list[Document]:
     """`count` documents of a family with the same tools and opening, each of one or two requests.
 
@@ -145,10 +148,13 @@ def family_group(
         style: fixed style without a tag; None draws one and tags four groups of ten.
         specialist: without a tag, answer in English and act at once: what a family's adapter is for. Fewer groups
             have a tag, and more requests are such that only other families could serve them.
+        axis: a behaviour that a tag names for sure, and it alone.
     """
     opening: list[dict[str, Any]] = []
     drawn = style
-    if drawn is None:
+    if axis is not None:
+        drawn, opening = open_document(rng, [axis], 1.0)
+    elif drawn is None:
         drawn, opening = open_document(rng, axes_of(family), SPECIALIST_TAGGED if specialist else TAGGED)
     sought, foreign = named(opening), SPECIALIST_FOREIGN if specialist else FOREIGN
     beside = _bystanders(rng, world, family) if rng.random() < MIXED else []
@@ -241,7 +247,9 @@ def base_documents(seed: int, world: World, *, copy_share: float = 0.01) -> Iter
             beside = _bystanders(rng, world, None) if rng.random() < MIXED else []
             yield from random_tools.group(rng, rng.randint(3, 6), beside)
         else:
-            yield from family_group(rng, world, rng.choice(families), count=rng.randint(3, 6), whole=0.5)
+            axis = rng.choice(list(RARE)) if rng.random() < BEHAVED else None
+            family = rng.choice([f for f in families if axis is None or axis in axes_of(f)])
+            yield from family_group(rng, world, family, count=rng.randint(3, 6), whole=0.5, axis=axis)
 
 
 def family_documents(seed: int, world: World, family: str, style: Style | None = None) -> Iterator[Document]:

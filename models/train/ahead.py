@@ -20,8 +20,8 @@ import numpy as np
 from .data import Rows
 from .recipe import Recipe
 
-WAITING = 2
-"""Chunks a process that are made and not yet learned."""
+WAITING = 8
+"""Chunks a process that are made and not yet learned: what is made while the model is compiled is not lost."""
 
 _made_by: Any = None
 """In a process that makes batches: the number of a chunk -> its batches."""

@@ -20,7 +20,7 @@ from .ahead import made_by_processes
 from .data import Encoder, Rows, data_hash, pack, to_rows
 from .held import held_loss, of_base, packed
 from .initial import copying_heads
-from .loop import Point, device_name, fit
+from .loop import Point, device_name, fit, of_steps
 from .recipe import Recipe
 from .variants import Variants
 
@@ -166,6 +166,8 @@ def train_base(
     *,
     grow_from: Path | None = None,
     go_on_from: Path | None = None,
+    tokenizer_from: Path | None = None,
+    minutes: float | None = None,
     device: str = "cpu",
     processes: int = 0,
     report: Callable[[list[Point], float], None] | None = None,
@@ -177,6 +179,8 @@ def train_base(
         grow_from: a smaller model to start from by block expansion; its tokenizer is kept.
         go_on_from: a trained embedded model whose training goes on for one more cycle; its tokenizer is kept, and
             its card becomes `before` in the new one.
+        tokenizer_from: folder of a model whose tokenizer is taken; by default one is trained.
+        minutes: how long to train, in place of the recipe's number of steps (`loop.fit`).
         device: `cpu`, `cuda` or `cuda:0`.
         processes: how many make the data; 0: this one does, beside the training.
 
@@ -190,7 +194,7 @@ def train_base(
 
     from ..embedded.corpus import open_world
 
-    tokenizer_home = grow_from or go_on_from or work / "tokenizer"
+    tokenizer_home = grow_from or go_on_from or tokenizer_from or work / "tokenizer"
     if not (tokenizer_home / "tokenizer.json").exists():
         make_tokenizer(tokenizer_home)
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_home)
@@ -216,10 +220,12 @@ def train_base(
             made_by_processes(recipe, tokenizer_home, fresh=fresh, processes=processes)
             if processes
             else chunked(recipe, tokenizer, documents),
+            minutes=minutes,
             variants=variants,
             checkpoint=work / "checkpoint",
             report=report,
         )
+        recipe = of_steps(recipe, curve[-1].step)
         sample = list(itertools.islice(documents(recipe.steps // chunk_steps(recipe)), 500))
         held = of_base(world)
     loss = held_loss(model, packed(tokenizer, held, recipe.length))
@@ -231,6 +237,7 @@ def train_base(
         "parameters": sum(p.numel() for p in model.parameters()),
         "sha256": file_sha256(directory / "model.safetensors"),
         "recipe": recipe.model_dump(mode="json"),
+        "tokenizer_sha256": file_sha256(directory / "tokenizer.json"),
         "data": {"generator": "trimtab.models.embedded.corpus.base_documents", "sample_sha256": data_hash(sample)},
         "tokens": curve[-1].tokens,
         "device": device_name(device),

@@ -24,10 +24,19 @@ def add_commands(subparsers: Any) -> Any:
     parts = train.add_subparsers(title="what to train", metavar="WHAT", required=True)
 
     base = parts.add_parser("base", help="train an embedded base model from scratch")
-    base.add_argument("name", help="trimtab-nano, or trimtab-large (grown from a trained trimtab-nano)")
+    base.add_argument("name", help="trimtab-nano or trimtab-large")
     base.add_argument("--recipe", type=Path, help="a recipe file; the model's own by default")
     base.add_argument("--go-on-from", help="a trained model, by name or folder, to train for one more cycle")
+    base.add_argument(
+        "--grow-from",
+        metavar="M",
+        help="a trained model to start from, with more layers; trimtab-nano for trimtab-large",
+    )
+    base.add_argument(
+        "--tokenizer", help="a model, by name or folder, whose tokenizer to take; trained anew by default"
+    )
     base.add_argument("--out", type=Path, help="where to write the model; its place in the package by default")
+    base.add_argument("--minutes", type=_above_zero, metavar="M", help="train so long, instead of the recipe's steps")
     _common(base)
     _processes(base)
     base.set_defaults(handler=run_base)
@@ -77,7 +86,7 @@ def add_commands(subparsers: Any) -> Any:
         help="find how large a base is best for the time there is",
         description="Train base models of several shapes for the same time and compare their held-out loss.",
     )
-    sizes.add_argument("--minutes", type=float, default=4.0, metavar="M", help="of training a shape (default: 4)")
+    sizes.add_argument("--minutes", type=_above_zero, default=4.0, metavar="M", help="of training a shape (default: 4)")
     sizes.add_argument(
         "--shapes", nargs="+", metavar="LxH", help="layers x width, such as 6x256 (default: four of them)"
     )
@@ -107,6 +116,13 @@ def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return value
+
+
+def _above_zero(text: str) -> float:
+    value = float(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
     return value
 
 
@@ -236,6 +252,7 @@ def run_base(args: argparse.Namespace) -> int:
     usual = RECIPES / "nano_more.yaml" if args.go_on_from else recipes.get(args.name)
     if usual is None or args.name not in recipes:
         raise NotFound(f"no recipe for a base model {args.name!r}", fix=f"Known: {', '.join(recipes)}")
+    grow_from = args.grow_from or (SMALL if args.name == LARGE and not args.go_on_from else None)
     device = _machine(args)
     out = args.out or MODELS / args.name
     card = train_base(
@@ -243,8 +260,10 @@ def run_base(args: argparse.Namespace) -> int:
         load_recipe(args.recipe or usual),
         out,
         args.work or home() / "training" / args.name,
-        grow_from=MODELS / SMALL if args.name == LARGE and not args.go_on_from else None,
+        grow_from=find_model(grow_from).path if grow_from else None,
         go_on_from=find_model(args.go_on_from).path if args.go_on_from else None,
+        tokenizer_from=find_model(args.tokenizer).path if args.tokenizer else None,
+        minutes=args.minutes,
         device=device,
         processes=_made_by(args, device),
         report=_reporter(args),
@@ -332,8 +351,6 @@ def run_sizes(args: argparse.Namespace) -> int:
     from .sizes import HEAD, SHAPES, Shape, compare, table
 
     _need_png(args.plot, "--plot", "picture")
-    if not args.minutes > 0:
-        raise BadInput(f"{args.minutes} is not above 0", where="--minutes")
     shapes = []
     for text in args.shapes or ():
         match = re.fullmatch(r"(\d+)x(\d+)", text)

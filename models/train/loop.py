@@ -84,7 +84,7 @@ def head_loss(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor)
 _compiled_head_loss = torch.compile(head_loss, dynamic=True)
 
 
-PAYS = 60
+PAYS = {"cpu": 60, "cuda": 1500}
 """Steps from which compiling pays: it takes about as long as that many are sped up by."""
 
 
@@ -263,11 +263,31 @@ def _mean(values: Sequence[torch.Tensor]) -> float:
     return float(torch.stack(list(values)).double().mean())
 
 
+def of_steps(recipe: Recipe, steps: int) -> Recipe:
+    """The recipe with another number of steps; its decay keeps its share of them."""
+    return recipe.model_copy(update={"steps": steps, "decay": round(recipe.decay * steps / recipe.steps)})
+
+
+PLANNED = 100
+"""Steps after which a run with a time limit chooses anew how many there will be."""
+
+
+def _in_time(recipe: Recipe, curve: Sequence[Point], limit: float) -> Recipe:
+    """The recipe with as many steps as fit into `limit` seconds at the speed of late; the same once its rate falls."""
+    step = curve[-1].step
+    before = [p for p in curve if p.step == step - PLANNED]
+    if step % PLANNED or not before or step > recipe.steps - recipe.decay:
+        return recipe
+    each = (curve[-1].seconds - before[0].seconds) / PLANNED
+    return of_steps(recipe, step + max(1, int((limit - curve[-1].seconds) / each)))
+
+
 def fit(
     model: Any,
     recipe: Recipe,
     batches: Callable[[int], Iterator[Rows]],
     *,
+    minutes: float | None = None,
     variants: Variants | None = None,
     checkpoint: Path | None = None,
     every: int = 100,
@@ -277,6 +297,8 @@ def fit(
 
     Args:
         batches: given the step to start at, the stream of batches from there.
+        minutes: how long the run may take, preparations included, in place of the recipe's number of steps; its decay
+            keeps its share. The curve's last point tells the number of steps, with which the same run can be had again.
         variants: the embedding as a function of fewer parameters; these are trained instead, and written into the
             model in the end.
         checkpoint: folder to resume from and save to, every `every` steps.
@@ -296,7 +318,7 @@ def fit(
     steppers = optimizers(named, recipe)
     start, curve = load_checkpoint(checkpoint, named, steppers, recipe) if checkpoint else (0, [])
     backbone = backbone_of(model)
-    compiled = recipe.compile and recipe.steps - start >= PAYS and can_compile()
+    compiled = recipe.compile and recipe.steps - start >= PAYS[model.device.type] and can_compile()
     if compiled:
         backbone = torch.compile(backbone, dynamic=False)
     with in_blocks(model):
@@ -307,7 +329,7 @@ def fit(
         recent: list[torch.Tensor] = []
         steep: list[torch.Tensor] = []
         losses, norms = [p.loss for p in curve], []
-        for step, rows in zip(range(start, recipe.steps), _ahead(batches(start)), strict=False):
+        for step, rows in enumerate(_ahead(batches(start)) if start < recipe.steps else (), start):
             rate = learning_rate(recipe, step)
             for stepper in steppers:
                 for group in stepper.param_groups:
@@ -329,6 +351,8 @@ def fit(
                 losses.append(mean)
                 norms.append(_mean(steep))
                 recent, steep = [], []
+                if minutes is not None and not last:
+                    recipe = _in_time(recipe, curve, minutes * 60)
                 if report is not None:
                     report(curve, (time.monotonic() - began) / (step + 1 - start) * (recipe.steps - step - 1))
                 wrong = failure(losses, norms, (step + 1) / recipe.steps)
@@ -336,6 +360,8 @@ def fit(
                     raise FailedRun(wrong, where=f"step {step + 1}", fix="Try another --seed or a lower learning rate")
             if checkpoint and ((step + 1) % every == 0 or last):
                 save_checkpoint(checkpoint, named, steppers, recipe, step + 1, curve)
+            if last:
+                break
     if variants is not None:
         with torch.no_grad():
             model.get_input_embeddings().weight.copy_(variants())

@@ -25,7 +25,7 @@ from .base import chunked
 from .churn import calls_in, exact_share, replies
 from .data import Rows
 from .held import Held, held_loss, packed
-from .loop import fit
+from .loop import fit, of_steps
 from .recipe import Recipe
 
 RATES = (5e-4, 1e-3, 2e-3, 4e-3)
@@ -166,17 +166,21 @@ def place(
 def _in_processes(work: Sequence[tuple[Any, ...]], processes: int) -> Iterator[Arm]:
     threads = max(1, torch.get_num_threads() // processes)
     # Started anew, not forked: this process has threads, and perhaps a GPU.
-    with ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (threads,)) as pool:
+    with ProcessPoolExecutor(processes, get_context("spawn"), _beside_others, (threads,)) as pool:
         for future in [pool.submit(_arm, *one) for one in work]:
             yield future.result()
 
 
+def _beside_others(threads: int) -> None:
+    from transformers.utils.logging import disable_progress_bar
+
+    torch.set_num_threads(threads)
+    disable_progress_bar()
+
+
 def shortened(recipe: Recipe, steps: int) -> Recipe:
     """The recipe with fewer (or more) steps, and the same schedule in proportion."""
-    share = steps / recipe.steps
-    return recipe.model_copy(
-        update={"steps": steps, "warmup": round(recipe.warmup * share), "decay": round(recipe.decay * share)}
-    )
+    return of_steps(recipe, steps).model_copy(update={"warmup": round(recipe.warmup * steps / recipe.steps)})
 
 
 @dataclass(frozen=True)

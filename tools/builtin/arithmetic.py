@@ -44,8 +44,9 @@ def evaluate(expression: str) -> int | float:
         raise ToolFailure("the expression is empty")
     if "\n" in text or re.search(r"[^\d\s.,+\-*/%()a-zA-Z_]", text):
         raise ToolFailure(f"cannot work out {short(expression)}")
+    evaluator = _evaluator()
     try:
-        return _number(_evaluator().eval(text))
+        return _number(evaluator.eval(text))
     except ToolFailure:
         raise
     except ZeroDivisionError:
