@@ -181,6 +181,8 @@ def _machine(args: argparse.Namespace) -> str:
     torch.set_num_threads(args.threads or os.cpu_count() or 1)
     disable_progress_bar()  # the commands report their own progress
     device = args.device or usual_device()
+    if device.split(":")[0] not in ("cpu", "cuda"):
+        raise BadInput("no such kind of device", where=f"--device {device}", fix="Give cpu, cuda or cuda:N")
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # a torch without CUDA asserts
