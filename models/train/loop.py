@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import queue
 import shutil
@@ -272,14 +273,23 @@ PLANNED = 100
 """Steps after which a run with a time limit chooses anew how many there will be."""
 
 
-def _in_time(recipe: Recipe, curve: Sequence[Point], limit: float) -> Recipe:
-    """The recipe with as many steps as fit into `limit` seconds at the speed of late; the same once its rate falls."""
+def _in_time(given: Recipe, recipe: Recipe, curve: Sequence[Point], limit: float) -> Recipe:
+    """The recipe with as many steps as fit into `limit` seconds at the speed of late; the same once its rate falls.
+
+    Args:
+        given: what the share of the decay is taken from.
+        recipe: as it was planned last.
+    """
     step = curve[-1].step
     before = [p for p in curve if p.step == step - PLANNED]
     if step % PLANNED or not before or step > recipe.steps - recipe.decay:
         return recipe
     each = (curve[-1].seconds - before[0].seconds) / PLANNED
-    return of_steps(recipe, step + max(1, int((limit - curve[-1].seconds) / each)))
+    planned = of_steps(given, step + max(1, int((limit - curve[-1].seconds) / each)))
+    if planned.steps - planned.decay >= step:
+        return planned
+    # A rate that should have begun to fall begins to fall now: no step that is done is another in the new plan.
+    return of_steps(given, math.ceil(step / (1 - given.decay / given.steps)) + 1)
 
 
 def fit(
@@ -315,7 +325,7 @@ def fit(
     named = {n: p for n, p in model.named_parameters() if p.requires_grad}
     if variants is not None:
         named |= {f"variants.{n}": p for n, p in variants.named_parameters()}
-    steppers = optimizers(named, recipe)
+    steppers, given = optimizers(named, recipe), recipe
     start, curve = load_checkpoint(checkpoint, named, steppers, recipe) if checkpoint else (0, [])
     backbone = backbone_of(model)
     compiled = recipe.compile and recipe.steps - start >= PAYS[model.device.type] and can_compile()
@@ -352,7 +362,7 @@ def fit(
                 norms.append(_mean(steep))
                 recent, steep = [], []
                 if minutes is not None and not last:
-                    recipe = _in_time(recipe, curve, minutes * 60)
+                    recipe = _in_time(given, recipe, curve, minutes * 60)
                 if report is not None:
                     report(curve, (time.monotonic() - began) / (step + 1 - start) * (recipe.steps - step - 1))
                 wrong = failure(losses, norms, (step + 1) / recipe.steps)
