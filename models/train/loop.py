@@ -300,7 +300,7 @@ def fit(
     minutes: float | None = None,
     variants: Variants | None = None,
     checkpoint: Path | None = None,
-    every: int = 100,
+    every: int | None = None,
     report: Callable[[list[Point], float], None] | None = None,
 ) -> list[Point]:
     """Train `model` in place, on the device it is on.
@@ -311,7 +311,7 @@ def fit(
             keeps its share. The curve's last point tells the number of steps, with which the same run can be had again.
         variants: the embedding as a function of fewer parameters; these are trained instead, and written into the
             model in the end.
-        checkpoint: folder to resume from and save to, every `every` steps.
+        checkpoint: folder to resume from and save to, every `every` steps; 100 by default, on a GPU 1000.
         report: called at each point with the curve so far and the seconds that are left at this speed.
 
     Returns:
@@ -326,6 +326,7 @@ def fit(
     if variants is not None:
         named |= {f"variants.{n}": p for n, p in variants.named_parameters()}
     steppers, given = optimizers(named, recipe), recipe
+    every = every or (100 if model.device.type == "cpu" else 1000)
     start, curve = load_checkpoint(checkpoint, named, steppers, recipe) if checkpoint else (0, [])
     backbone = backbone_of(model)
     compiled = recipe.compile and recipe.steps - start >= PAYS[model.device.type] and can_compile()
