@@ -1,4 +1,4 @@
-"""`trimtab steer learn means|weights` and `trimtab profiles list|show|make|load|unload`.
+"""`trimtab steer learn means|weights` and `trimtab profiles list|show|make|load|unload`; more in `lifecycle.py`.
 
 Steering lies below the models and knows neither their cards nor where a server runs. What it needs from above, the
 command line sets once with `parser.set_defaults(...)`:
@@ -68,6 +68,9 @@ def add_commands(subparsers: Any) -> None:
     make = leaves.add_parser("make", help="a profile of an adapter alone")
     _profile_arguments(make)
     make.set_defaults(handler=_make)
+    from . import lifecycle
+
+    lifecycle.add_commands(leaves, _store)
     for action, text in (("load", "make a profile live on the running server"), ("unload", "take a profile off it")):
         leaf = leaves.add_parser(action, help=text)
         leaf.add_argument("profile", help="name, name@version or name@sha256:...")

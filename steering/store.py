@@ -10,8 +10,16 @@ from pathlib import Path
 from ..errors import BadInput, NotFound
 from .document import FILE, read_document
 from .profile import Profile, load_profile, staged
+from .promotion import promote, promoted, rollback
 
 _SPEC = re.compile(r"^(?P<name>[a-z0-9][a-z0-9._-]*)(?:@(?:sha256:(?P<sha>[0-9a-f]{8,64})|(?P<version>[^@:/\s]+)))?$")
+
+
+def parse_spec(spec: str) -> tuple[str | None, str | None, str | None]:
+    """Name, version and first digits of the hash in `name`, `name@version` or `name@sha256:...`; all None for other
+    text."""
+    match = _SPEC.match(spec)
+    return (None, None, None) if match is None else (match["name"], match["version"], match["sha"])
 
 
 class ProfileStore:
@@ -42,16 +50,16 @@ class ProfileStore:
         return [out[key] for key in sorted(out)]
 
     def get(self, spec: str) -> Profile:
-        """The profile named `name` (its newest version), `name@version` or `name@sha256:` with at least 8 digits.
+        """The profile named `name` (the promoted version, else the newest), `name@version` or `name@sha256:` with at
+        least 8 digits.
 
         Raises:
             NotFound: nothing answers to it; the known names are listed.
-            BadInput: it is there and does not load, or a short hash fits several.
+            BadInput: it is there and does not load, or a short hash fits several, or the promoted version is gone.
         """
-        match = _SPEC.match(spec)
-        if match is None:
+        name, version, sha = parse_spec(spec)
+        if name is None:
             raise NotFound(f"unknown profile {spec!r}", where="profile", fix=self._known())
-        name, version, sha = match["name"], match["version"], match["sha"]
         versions: dict[str, Path] = {}
         for folder in self._folders(name):
             document = read_document(folder)
@@ -62,10 +70,18 @@ class ProfileStore:
                     fix="Rename one of them",
                 )
             versions.setdefault(document.version, folder)
+        if version is None and sha is None and (in_use := self.history(name)[-1:]):
+            version = in_use[0]
+            if versions and version not in versions:
+                raise BadInput(
+                    f"{name}@{version} was promoted and is gone",
+                    where=f"profile {name}",
+                    fix="Promote a version that is there, or put it back",
+                )
         if version is not None:
             chosen = [versions[version]] if version in versions else []
         else:
-            chosen = [versions[v] for v in sorted(versions, key=_version_key, reverse=True)]
+            chosen = [versions[v] for v in sorted(versions, key=version_key, reverse=True)]
         if sha is None:
             if chosen:
                 return load_profile(chosen[0])
@@ -75,7 +91,7 @@ class ProfileStore:
                 raise BadInput(f"{spec!r} fits {len(found)} profiles", where="profile", fix="Give more digits")
             if found:
                 return found[0]
-        have = f" (versions of {name}: {', '.join(sorted(versions, key=_version_key))})" if versions else ""
+        have = f" (versions of {name}: {', '.join(sorted(versions, key=version_key))})" if versions else ""
         raise NotFound(f"unknown profile {spec!r}{have}", where="profile", fix=self._known())
 
     def save(self, directory: Path, *, replace: bool = False) -> Profile:
@@ -102,6 +118,23 @@ class ProfileStore:
     def place(self, name: str, version: str) -> Path:
         """The folder that `save` uses for a name and version."""
         return self.roots[0] / f"{name}@{version}"
+
+    def history(self, name: str) -> tuple[str, ...]:
+        """The promoted versions of a name, the one in use last; empty where the newest version is in use."""
+        return promoted(self.roots[0], name)
+
+    def promote(self, spec: str) -> Profile:
+        """Let a profile's bare name stand for this version from now on. Raises NotFound or BadInput."""
+        profile = self.get(spec)
+        promote(self.roots[0], profile.name, profile.version)
+        return profile
+
+    def rollback(self, name: str) -> Profile:
+        """Let a name stand for what it stood for before its last promotion. Raises NotFound or BadInput."""
+        before = self.history(name)
+        if len(before) > 1:
+            self.get(f"{name}@{before[-2]}")  # what is gone cannot be gone back to
+        return self.get(f"{name}@{rollback(self.roots[0], name)[-1]}")
 
     def remove(self, spec: str) -> None:
         """Take a profile out of the first root. Raises NotFound, or BadInput when it is in a read-only root."""
@@ -131,7 +164,7 @@ class ProfileStore:
         return f"Known profiles: {', '.join(names)}" if names else "There are no profiles yet: learn or load one"
 
 
-def _version_key(version: str) -> list[tuple[int, int, str]]:
+def version_key(version: str) -> list[tuple[int, int, str]]:
     """Versions order as people read them: 2 before 10, 1.0 before 1.0.1."""
     parts = re.findall(r"\d+|[^\d.]+", version)
     return [(1, int(part), "") if part.isdigit() else (0, 0, part) for part in parts]

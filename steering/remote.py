@@ -1,0 +1,256 @@
+"""Profiles in a shared place: any folder or URL that fsspec opens (`s3://`, `gs://`, `memory://`, a path).
+
+A remote holds blobs named by the SHA-256 of their bytes, and one manifest a profile that lists its files:
+
+    blobs/<sha256>
+    profiles/<name>@<version>.json
+
+A push writes the blobs that are missing, then the manifest, so a profile is there whole or not at all, and profiles
+that share an adapter share its bytes. A pull trusts nothing: paths stay inside, every blob is hashed as it arrives,
+and the profile must have the identity that the manifest names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..errors import BadInput, NotFound
+from ..home import file_sha256
+from .document import FILE, Sha256
+from .files import MAX_TEXT, PICKLES, inside
+from .profile import Profile, load_profile
+from .store import ProfileStore, parse_spec, version_key
+
+TAKEN = frozenset({".yaml", ".json", ".safetensors", ".md", ".txt"})
+"""File endings that travel with a profile."""
+MOST_FILES = 1000
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Blob(_Strict):
+    """A file of a profile: the SHA-256 and the number of its bytes."""
+
+    sha256: Sha256
+    size: Annotated[int, Field(ge=0)]
+
+
+class Manifest(_Strict):
+    """What a remote says of a profile; `sha256` is the profile's identity."""
+
+    format: Literal[1] = 1
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$", max_length=100)]
+    version: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$", max_length=50)]
+    sha256: Sha256
+    files: Annotated[dict[str, Blob], Field(min_length=1, max_length=MOST_FILES)]
+
+    @property
+    def id(self) -> str:
+        """`name@version`."""
+        return f"{self.name}@{self.version}"
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What a push did: blobs written and their bytes, blobs that were there already; `changed` is False when the very
+    profile was there."""
+
+    manifest: Manifest
+    written: int
+    bytes: int
+    there: int
+    changed: bool
+
+
+class Remote:
+    """A shared place of profiles."""
+
+    def __init__(self, url: str, **options: Any) -> None:
+        """Open a place.
+
+        Args:
+            url: a folder's path, or a URL with a protocol that fsspec knows.
+            options: of fsspec's file system, such as credentials.
+
+        Raises:
+            BadInput: fsspec cannot open such a URL; a package for its protocol may be missing.
+        """
+        import fsspec
+
+        self.url = url
+        try:
+            self._files, self._root = fsspec.core.url_to_fs(url, **options)
+        except (ValueError, ImportError) as error:
+            raise BadInput(str(error), where=url, fix="Give a folder or a URL that fsspec opens") from None
+
+    def manifests(self) -> list[Manifest]:
+        """The profiles there are, by name and version.
+
+        Raises:
+            BadInput: a manifest is broken, or the place cannot be read.
+        """
+        with _reported(self.url):
+            folder = self._path("profiles")
+            names = self._files.ls(folder, detail=False) if self._files.isdir(folder) else []
+        found = [self._manifest(str(path)) for path in names if str(path).endswith(".json")]
+        return sorted(found, key=lambda m: (m.name, version_key(m.version)))
+
+    def find(self, spec: str) -> Manifest:
+        """The profile `name` (its newest version), `name@version` or `name@sha256:` with at least 8 digits.
+
+        Raises:
+            NotFound: there is none; what there is is listed.
+        """
+        name, version, sha = parse_spec(spec)
+        known = self.manifests()
+        fitting = [m for m in known if m.name == name and version in (None, m.version)]
+        if sha is not None:
+            fitting = [m for m in fitting if m.sha256.startswith(sha)]
+        if not fitting:
+            listed = ", ".join(m.id for m in known) or "nothing"
+            raise NotFound(f"unknown profile {spec!r}", where=self.url, fix=f"There is: {listed}")
+        return fitting[-1]
+
+    def push(self, profile: Profile, *, replace: bool = False) -> Pushed:
+        """Put a profile there, whole or not at all.
+
+        Raises:
+            BadInput: its name and version are taken by other content and `replace` is not set, or the place cannot be
+                written.
+        """
+        load_profile(profile.directory)  # what travels is what is checked, not what was read some time ago
+        manifest = Manifest(
+            name=profile.name, version=profile.version, sha256=profile.sha256, files=_files(profile.directory)
+        )
+        target = self._path(f"profiles/{manifest.id}.json")
+        with _reported(self.url):
+            there = self._manifest(target) if self._files.isfile(target) else None
+        if there is not None and there.sha256 != manifest.sha256 and not replace:
+            raise BadInput(
+                f"{manifest.id} is there with other content ({there.sha256[:12]}, not {manifest.sha256[:12]})",
+                where=self.url,
+                fix="Raise the version, or ask to replace it",
+            )
+        written = size = known = 0
+        with _reported(self.url):
+            for relative, blob in manifest.files.items():
+                place = self._path(f"blobs/{blob.sha256}")
+                if self._files.isfile(place) and self._files.size(place) == blob.size:
+                    known += 1
+                    continue
+                self._put((profile.directory / relative).read_bytes(), place)
+                written, size = written + 1, size + blob.size
+            changed = there != manifest
+            if changed:
+                self._put(manifest.model_dump_json(indent=2).encode() + b"\n", target)
+        return Pushed(manifest, written, size, known, changed)
+
+    def pull(self, spec: str, store: ProfileStore, *, replace: bool = False) -> Profile:
+        """Fetch a profile into a store's first root, whole or not at all.
+
+        Raises:
+            NotFound: there is no such profile.
+            BadInput: what arrives is not what the manifest says, or the store has other content under that name.
+        """
+        manifest = self.find(spec)
+        with tempfile.TemporaryDirectory(prefix="trimtab-pull-") as folder:
+            stage = Path(folder)
+            for relative, blob in manifest.files.items():
+                self._fetch(relative, blob, stage)
+            profile = load_profile(stage)
+            if (profile.id, profile.sha256) != (manifest.id, manifest.sha256):
+                raise BadInput(
+                    f"what arrived is {profile.id} {profile.sha256[:12]}, not {manifest.id} {manifest.sha256[:12]}",
+                    where=self.url,
+                    fix="Push the profile again",
+                )
+            return store.save(stage, replace=replace)
+
+    def _fetch(self, relative: str, blob: Blob, stage: Path) -> None:
+        where = f"{self.url}: {relative}"
+        path = inside(stage, relative, where)
+        if path.suffix.lower() not in TAKEN or path.suffix.lower() in PICKLES:
+            raise BadInput(f"a {path.suffix or 'nameless'} file does not belong to a profile", where=where)
+        with _reported(where):
+            data: bytes = self._files.cat_file(self._path(f"blobs/{blob.sha256}"), end=blob.size + 1)
+        if len(data) != blob.size or hashlib.sha256(data).hexdigest() != blob.sha256:
+            raise BadInput("what arrived is not what was pushed", where=where, fix="Push the profile again")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+    def _manifest(self, path: str) -> Manifest:
+        where = f"{self.url}: {path.rsplit('/', 1)[-1]}"
+        with _reported(where):
+            data: bytes = self._files.cat_file(path, end=MAX_TEXT + 1)
+        try:
+            manifest = Manifest.model_validate_json(data)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, first["loc"]))
+            raise BadInput(f"{field}: {first['msg']}" if field else first["msg"], where=where) from None
+        if path.rsplit("/", 1)[-1] != f"{manifest.id}.json":
+            raise BadInput(f"is the manifest of {manifest.id}", where=where, fix="Push the profile again")
+        return manifest
+
+    def _put(self, data: bytes, path: str) -> None:
+        """Write a file so that a reader sees all of it or nothing: object stores do so, folders by a rename."""
+        self._files.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+        if "file" not in _protocols(self._files):
+            self._files.pipe_file(path, data)
+            return
+        passing = f"{path}.{uuid.uuid4().hex}.part"
+        try:
+            self._files.pipe_file(passing, data)
+            os.replace(passing, path)
+        finally:
+            Path(passing).unlink(missing_ok=True)
+
+    def _path(self, relative: str) -> str:
+        return f"{self._root.rstrip('/')}/{relative}"
+
+
+def _protocols(files: Any) -> tuple[str, ...]:
+    found = files.protocol
+    return (found,) if isinstance(found, str) else tuple(found)
+
+
+def _files(directory: Path) -> Mapping[str, Blob]:
+    """The files of a profile that travel, by their paths below its folder."""
+    found: dict[str, Blob] = {}
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            path = Path(folder) / name
+            relative = path.relative_to(directory).as_posix()
+            if name.startswith(".") or path.suffix.lower() not in TAKEN:
+                continue
+            inside(directory, relative, str(directory / FILE))  # a link out of the profile is refused
+            found[relative] = Blob(sha256=file_sha256(path), size=path.stat().st_size)
+    if len(found) > MOST_FILES:
+        raise BadInput(f"{len(found)} files are too many (at most {MOST_FILES})", where=str(directory))
+    return dict(sorted(found.items()))
+
+
+class _reported:
+    """Turns what a file system may raise into BadInput that names the place."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, FileNotFoundError):
+            raise BadInput("a file is missing", where=self.where, fix="Push the profile again") from None
+        if isinstance(error, OSError):
+            raise BadInput(f"cannot be used ({error})", where=self.where, fix="Check the URL and your rights") from None

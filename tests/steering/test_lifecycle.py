@@ -1,0 +1,280 @@
+"""Profiles travel between stores whole or not at all, and a bare name stands for what was promoted."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from trimtab.cli import main
+from trimtab.errors import BadInput, NotFound
+from trimtab.home import file_sha256
+from trimtab.steering.adapter import WEIGHTS, read_adapter
+from trimtab.steering.diff import diff
+from trimtab.steering.document import Document
+from trimtab.steering.profile import Profile, save_profile
+from trimtab.steering.promotion import FOLDER
+from trimtab.steering.remote import Remote
+from trimtab.steering.store import ProfileStore
+
+
+def _write(folder: Path, version: str = "1", *, add: tuple[float, ...] = (1.0, 0.0), name: str = "terse") -> Profile:
+    """A profile that adds `add` (padded to 8) at layer 1."""
+    entry = {"layer": 1, "file": "v.safetensors", "tensor": "v", "strength": 2.0, "tokens": "all"}
+    data: dict[str, Any] = {"format": 1, "name": name, "version": version, "base": {"model": "m", "sha256": "a" * 64}}
+    vector = torch.zeros(8)
+    vector[: len(add)] = torch.tensor(add)
+    document = Document.model_validate({**data, "interventions": [entry]})
+    return save_profile(folder, document, tensors={"v.safetensors": {"v": vector}})
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ProfileStore:
+    store = ProfileStore(tmp_path / "mine")
+    for version in ("1", "2", "3"):
+        store.save(_write(tmp_path / "made" / version, version, add=(float(version),)).directory)
+    return store
+
+
+def test_a_bare_name_stands_for_the_newest_until_one_is_promoted(store: ProfileStore, tmp_path: Path) -> None:
+    assert store.get("terse").version == "3"
+    assert store.history("terse") == ()
+    assert store.promote("terse@1").id == "terse@1"
+    assert store.get("terse").version == "1"
+    assert store.get("terse@3").version == "3"
+    newest = store.save(_write(tmp_path / "made" / "4", "4", add=(4.0,)).directory)
+    assert store.get("terse").version == "1"  # a new version changes nothing for those who ask by name
+    assert store.get(f"terse@sha256:{newest.sha256[:12]}").version == "4"
+    store.promote("terse@4")
+    store.promote("terse@4")
+    assert store.history("terse") == ("1", "4")
+    assert store.rollback("terse").id == "terse@1"
+    assert ProfileStore(store.roots[0]).get("terse").version == "1"
+    with pytest.raises(BadInput, match="only terse@1 was ever promoted"):
+        store.rollback("terse")
+    with pytest.raises(BadInput, match="no version of calm"):
+        store.rollback("calm")
+    with pytest.raises(NotFound):
+        store.promote("terse@9")
+
+
+def test_what_was_promoted_and_is_gone_is_an_error_and_not_another_version(store: ProfileStore) -> None:
+    store.promote("terse@1")
+    store.promote("terse@2")
+    store.remove("terse@1")
+    with pytest.raises(NotFound, match="terse@1"):
+        store.rollback("terse")
+    assert store.get("terse").version == "2"
+    store.remove("terse@2")
+    with pytest.raises(BadInput, match="terse@2 was promoted and is gone"):
+        store.get("terse")
+    assert store.get("terse@3").version == "3"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"versions": 3}', '{"format": 2, "versions": []}', "\0"])
+def test_a_broken_record_names_its_file(store: ProfileStore, text: str) -> None:
+    (store.roots[0] / FOLDER).mkdir()
+    (store.roots[0] / FOLDER / "terse.json").write_text(text)
+    with pytest.raises(BadInput, match=r"terse\.json"):
+        store.get("terse")
+    assert store.get("terse@2").version == "2"
+    assert store.names() == ["terse"]
+
+
+@pytest.mark.parametrize("scheme", ["folder", "file", "memory"])
+def test_there_and_back(store: ProfileStore, tmp_path: Path, scheme: str) -> None:
+    url = {
+        "folder": str(tmp_path / "shared"),
+        "file": f"file://{tmp_path}/shared",
+        "memory": f"memory://{tmp_path.name}",
+    }[scheme]
+    remote = Remote(url)
+    assert remote.manifests() == []
+    first = remote.push(store.get("terse@1"))
+    assert (first.written, first.there, first.changed) == (2, 0, True)
+    again = remote.push(store.get("terse@1"))
+    assert (again.written, again.there, again.changed) == (0, 2, False)
+    remote.push(store.get("terse@3"))
+    assert [m.id for m in remote.manifests()] == ["terse@1", "terse@3"]
+
+    other = ProfileStore(tmp_path / "other")
+    assert Remote(url).pull("terse", other).id == "terse@3"
+    assert Remote(url).pull("terse@1", other).sha256 == store.get("terse@1").sha256
+    assert Remote(url).pull(f"terse@sha256:{first.manifest.sha256[:10]}", other).id == "terse@1"  # it is there already
+    assert sorted(p.name for p in other.roots[0].iterdir()) == ["terse@1", "terse@3"]
+    with pytest.raises(NotFound, match=r"There is: terse@1, terse@3"):
+        Remote(url).pull("calm", other)
+
+
+def test_profiles_share_what_they_have_in_common(store: ProfileStore, tmp_path: Path) -> None:
+    remote = Remote(str(tmp_path / "shared"))
+    remote.push(store.get("terse@1"))
+    twin = _write(tmp_path / "twin", name="twin")
+    assert (remote.push(twin).written, remote.push(twin).there) == (1, 2)  # the YAML differs, the tensors do not
+
+
+def test_other_content_under_a_name_needs_a_word(store: ProfileStore, tmp_path: Path) -> None:
+    remote, other = Remote(str(tmp_path / "shared")), ProfileStore(tmp_path / "other")
+    remote.push(store.get("terse@1"))
+    remote.pull("terse@1", other)
+    changed = _write(tmp_path / "changed", add=(0.0, 5.0))
+    with pytest.raises(BadInput, match="other content"):
+        remote.push(changed)
+    remote.push(changed, replace=True)
+    with pytest.raises(BadInput, match="already in the store with other content"):
+        remote.pull("terse@1", other)
+    assert other.get("terse@1").sha256 == store.get("terse@1").sha256
+    assert remote.pull("terse@1", other, replace=True).sha256 == changed.sha256
+
+
+def _manifest(shared: Path) -> Path:
+    return next((shared / "profiles").glob("*.json"))
+
+
+def test_a_push_cut_short_is_not_there(store: ProfileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = tmp_path / "shared"
+    remote = Remote(str(shared))
+    real = os.replace
+
+    def full(source: Any, target: Any) -> None:
+        if str(target).endswith(".json"):
+            raise OSError(28, "No space left on device")
+        real(source, target)
+
+    monkeypatch.setattr("trimtab.steering.remote.os.replace", full)
+    with pytest.raises(BadInput, match="No space left"):
+        remote.push(store.get("terse@1"))
+    assert remote.manifests() == []
+    assert not list(shared.rglob("*.part"))
+    monkeypatch.undo()
+    assert remote.push(store.get("terse@1")).there == 2
+
+
+def test_what_arrives_is_checked(store: ProfileStore, tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    remote, other = Remote(str(shared)), ProfileStore(tmp_path / "other")
+    manifest = remote.push(store.get("terse@1")).manifest
+    blob = shared / "blobs" / manifest.files["v.safetensors"].sha256
+    good, text = blob.read_bytes(), _manifest(shared).read_text()
+
+    blob.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    with pytest.raises(BadInput, match=r"v\.safetensors: what arrived is not what was pushed"):
+        remote.pull("terse", other)
+    blob.write_bytes(good + b"more")
+    with pytest.raises(BadInput, match="what arrived is not what was pushed"):
+        remote.pull("terse", other)
+    blob.unlink()
+    with pytest.raises(BadInput, match="missing"):
+        remote.pull("terse", other)
+    blob.write_bytes(good)
+    _manifest(shared).write_text(text.replace(manifest.sha256, "0" * 64))
+    with pytest.raises(BadInput, match="what arrived is terse@1"):
+        remote.pull("terse", other)
+    _manifest(shared).write_text(text.replace('"version": "1"', '"version": "2"'))
+    with pytest.raises(BadInput, match="is the manifest of terse@2"):
+        remote.pull("terse", other)
+    _manifest(shared).write_text("{}")
+    with pytest.raises(BadInput, match=r"terse@1\.json"):
+        remote.manifests()
+    assert not other.roots[0].exists() or list(other.roots[0].iterdir()) == []
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.one_of(
+        st.text(max_size=30),
+        st.sampled_from(
+            ["../x.json", "/tmp/x.json", "a/../../x.json", "~/x.json", "x.bin", "evil.pt", ".", "v\0.json"]
+        ),
+    )
+)
+def test_no_manifest_writes_outside_or_brings_a_pickle(tmp_path_factory: pytest.TempPathFactory, relative: str) -> None:
+    place = tmp_path_factory.mktemp("hostile")
+    remote = Remote(str(place / "shared"))
+    remote.push(_write(place / "made"))
+    data = json.loads(_manifest(place / "shared").read_text())
+    data["files"][relative] = data["files"]["profile.yaml"]
+    _manifest(place / "shared").write_text(json.dumps(data))
+    before = {p for p in place.rglob("*") if "other" not in p.parts}
+    try:
+        profile = remote.pull("terse", ProfileStore(place / "other"))
+    except BadInput:
+        assert not any((place / "other").rglob("*"))
+    else:
+        assert all(
+            p.suffix in (".yaml", ".json", ".safetensors", ".md", ".txt") for p in profile.directory.rglob("*.*")
+        )
+    assert {p for p in place.rglob("*") if "other" not in p.parts} == before
+
+
+def test_a_url_that_nothing_opens_is_refused() -> None:
+    with pytest.raises(BadInput, match="teleport"):
+        Remote("teleport://x")
+
+
+def test_what_differs(tmp_path: Path) -> None:
+    first, second = _write(tmp_path / "a", add=(1.0, 0.0)), _write(tmp_path / "b", "2", add=(1.0, 1.0))
+    found = diff(first, second)
+    assert not found.same
+    assert [(c.field, c.before, c.after) for c in found.fields] == [("version", "1", "2")]
+    (vector,) = found.vectors
+    assert (vector.layer, vector.tokens) == (1, "all")
+    assert vector.norm_before == pytest.approx(2.0)  # at strength 2
+    assert vector.norm_after == pytest.approx(8**0.5)
+    assert vector.cosine == pytest.approx(0.5**0.5)
+    assert found.adapter is None
+    same = diff(first, first)
+    assert (same.same, same.fields, same.vectors, same.adapter) == (True, (), (), None)
+
+
+def test_how_far_adapters_are_apart(tmp_path: Path, make_adapter: Callable[..., Path]) -> None:
+    tiny_adapters = (make_adapter("plus", seed=1), make_adapter("minus", seed=2))
+
+    def profile(name: str, adapter: Path | None) -> Profile:
+        data: dict[str, Any] = {"format": 1, "name": name, "base": {"model": "m", "sha256": "a" * 64}}
+        if adapter is not None:
+            data["adapter"] = {"path": "adapter", "sha256": file_sha256(adapter / WEIGHTS)}
+        copies = {} if adapter is None else {"adapter": adapter}
+        return save_profile(tmp_path / name, Document.model_validate(data), adapters=copies)
+
+    one, two = (profile(name, folder) for name, folder in zip(("one", "two"), tiny_adapters, strict=True))
+    (before, after) = (read_adapter(folder).modules for folder in tiny_adapters)
+    wholes = [torch.cat([(m[k][1] @ m[k][0]).flatten() for k in sorted(before)]) for m in (before, after)]
+    change = diff(one, two).adapter
+    assert change is not None
+    assert change.relative == pytest.approx(float((wholes[1] - wholes[0]).norm() / wholes[0].norm()), rel=1e-5)
+    assert diff(one, profile("same", tiny_adapters[0])).adapter is None
+    gone = diff(one, profile("bare", None)).adapter
+    assert gone is not None
+    assert (gone.before, gone.after, gone.relative) == (True, False, None)
+
+
+def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("TRIMTAB_HOME", str(tmp_path / "home"))
+    mine = ProfileStore(tmp_path / "home" / "profiles")
+    for version in ("1", "2"):
+        mine.save(_write(tmp_path / "made" / version, version, add=(float(version), 1.0), name="mine").directory)
+    shared = str(tmp_path / "shared")
+
+    def said(*words: str) -> Any:
+        assert main(["profiles", *words, "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    assert said("diff", "mine@1", "mine@2")["vectors"][0]["layer"] == 1
+    assert said("promote", "mine@1")["history"] == ["1"]
+    assert said("promote", "mine@2")["history"] == ["1", "2"]
+    assert said("rollback", "mine")["profile"] == "mine@1"
+    assert said("push", "mine", shared)["profile"] == "mine@1"
+    assert [m["version"] for m in said("remote", shared)["profiles"]] == ["1"]
+    monkeypatch.setenv("TRIMTAB_HOME", str(tmp_path / "elsewhere"))
+    assert said("pull", shared, "mine")["version"] == "1"
+    assert main(["profiles", "show", "mine"]) == 0
+    assert "mine@1" in capsys.readouterr().out
+    assert main(["profiles", "pull", shared, "nobody"]) == 2
+    assert "There is: mine@1" in capsys.readouterr().err
