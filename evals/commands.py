@@ -74,6 +74,10 @@ def add_commands(subparsers: Any) -> None:
     _shared(compare)
     compare.set_defaults(handler=_compare)
 
+    from .verify_command import add_command
+
+    add_command(subparsers)
+
 
 def _shared(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine", default="vllm", help="vllm, transformers, or an http(s) URL (default: %(default)s)")

@@ -16,7 +16,7 @@ from typing import Any
 
 from ...errors import TrimtabError
 from ..profile import load_profile
-from . import attention_cpu, lora_cpu, runner
+from . import attention_cpu, lora_cpu, runner, seeds_cpu
 from .launch import TERMS_VARIABLE
 from .plugin import SWITCH
 from .versions import require_supported
@@ -48,6 +48,7 @@ class SteeringExtension:
                 "rows_used": bank.rows_used,
                 "terms": bank.columns,
                 "lora_op": "trimtab" if lora_cpu.installed() else "stock",
+                "seeds": "trimtab" if seeds_cpu.installed() else "stock",
                 "lora_slots": lora.max_loras if lora is not None else 0,
             }
 
@@ -96,3 +97,4 @@ if os.environ.get(SWITCH) == "1":
     runner.install(int(os.environ.get(ROWS_VARIABLE, DEFAULT_ROWS)), int(os.environ.get(TERMS_VARIABLE, "0")))
     lora_cpu.install()
     attention_cpu.install()
+    seeds_cpu.install()

@@ -1,0 +1,116 @@
+"""`trimtab verify`: once, or on a timer with an alarm."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+import time
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .verify import Client, Report
+
+
+def add_command(subparsers: Any) -> None:
+    """Add `verify` to the command line."""
+    verify = subparsers.add_parser(
+        "verify",
+        help="prove that live profiles fire, and touch nothing else",
+        description="Ask a server the same prompts under the base model and every live profile, and hold what it says, "
+        "token by token, to Hugging Face, PEFT and hooks in float32. Exit code 1 when anything differs.",
+    )
+    verify.add_argument("profile", nargs="*", help="profiles to check (default: all live ones)")
+    verify.add_argument("--model", default="trimtab-nano", metavar="M", help="the base model: a name or a folder")
+    verify.add_argument("--url", help="a server (default: the one that runs, else one is started for this)")
+    verify.add_argument("--tokens", type=_positive, metavar="N", help="tokens of each answer (default: 16)")
+    verify.add_argument(
+        "--tolerance", type=float, metavar="NATS", help="largest difference of a log probability (default: 0.001)"
+    )
+    verify.add_argument(
+        "--every",
+        type=float,
+        metavar="SECONDS",
+        help="a canary: check again and again; a profile that fails is told on stderr and taken off the server, which "
+        "refuses it from then on",
+    )
+    verify.add_argument("--times", type=_positive, metavar="N", help="with --every: end after so many checks")
+    verify.add_argument("--json", action="store_true", help="print one JSON document (with --every: one a check)")
+    verify.set_defaults(handler=_verify)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return value
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from ..errors import BadInput
+    from .signals import run_orderly
+
+    if args.every is not None and not args.every > 0:
+        raise BadInput(f"{args.every:g} is not above 0", where="--every")
+    if args.times is not None and args.every is None:
+        raise BadInput("goes with --every only", where="--times")
+    return run_orderly(_run(args))
+
+
+async def _run(args: argparse.Namespace) -> int:
+    from ..models.card import find_model
+    from ..models.engines import open_engine
+    from ..models.engines.http import key_from_environment
+    from .verify import NEW, TOLERANCE, Client, Reference, verify
+
+    card, store = find_model(args.model), args.default_store()
+    async with AsyncExitStack() as stack:
+        url = args.url
+        if url is None:
+            engine: Any = await stack.enter_async_context(open_engine("vllm", model=args.model, progress=_say))
+            url = engine.url
+        client = Client(url, card.name, key_from_environment())
+        stack.push_async_callback(client.aclose)
+        reference = await asyncio.to_thread(Reference, card.path)
+        code, done = 0, 0
+        while True:
+            report = await verify(
+                client,
+                reference,
+                store,
+                args.profile,
+                seed=time.time_ns() % 2**40,
+                new=args.tokens or NEW,
+                tolerance=TOLERANCE if args.tolerance is None else args.tolerance,
+            )
+            done += 1
+            _print(report, args.json)
+            if not report.ok:
+                code = 1
+                if args.every is not None:
+                    await _refuse(report, client)
+            if args.every is None or done == args.times:
+                return code
+            await asyncio.sleep(args.every)
+
+
+async def _refuse(report: Report, client: Client) -> None:
+    """Take what failed off the server: an error is better than an answer that is not what it says."""
+    for check in report.checks:
+        if check.problems and check.sha256 is not None:
+            await client.unload(check.name)
+            _say(f"ALARM: {check.name} failed ({check.problems[0]}) and was taken off {report.url}")
+        elif check.problems:
+            _say(f"ALARM: the base model {check.name} failed ({check.problems[0]}) on {report.url}")
+
+
+def _print(report: Report, as_json: bool) -> None:
+    from .verify import table
+
+    print(json.dumps(report.to_json()) if as_json else table(report), flush=True)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
