@@ -172,14 +172,16 @@ class LiveProfiles:
     def resolve(self, model: str) -> LiveProfile | None:
         """The live profile a request's `model` names, or None for the base model.
 
-        A bare name means the profile of that name which went live last.
+        A bare name means the version that was promoted, else the profile of that name which went live last.
 
         Raises:
-            NotFound: neither; the names there are are listed.
+            NotFound: neither, or the promoted version is not live; the names there are are listed.
         """
         if model in self.base_names:
             return None
         name, _, rest = model.partition("@")
+        if not rest and (promoted := self._promoted(name)) is not None:
+            rest = promoted
         for entry in reversed(self.profiles()):
             p = entry.profile
             sha = rest.removeprefix("sha256:") if rest.startswith("sha256:") else None
@@ -188,11 +190,19 @@ class LiveProfiles:
                 return entry
         known = [*self.base_names, *dict.fromkeys(entry.profile.name for entry in self.profiles())]
         why = next((reason for key, reason in self.refused.items() if key.partition("@")[0] == name), None)
+        if rest and model == name:
+            why = f"{name}@{rest} is promoted and not live"
         raise NotFound(
             f"The model or profile `{model}` does not exist" + (f" here ({why})" if why else ""),
             where="model",
             fix=f"Known: {', '.join(known)}",
         )
+
+    def _promoted(self, name: str) -> str | None:
+        """The version that the store says a live profile's bare name stands for; None where it says nothing."""
+        known = self._store is not None and any(entry.profile.name == name for entry in self.profiles())
+        history = self._store.history(name) if known and self._store is not None else ()
+        return history[-1] if history else None
 
     async def load(self, spec: str) -> LiveProfile:
         """Make a profile of the store live; one that is live already stays as it is.

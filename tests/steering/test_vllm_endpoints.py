@@ -22,6 +22,7 @@ from trimtab.errors import TrimtabError
 from trimtab.home import file_sha256
 from trimtab.steering.document import Document
 from trimtab.steering.profile import save_profile
+from trimtab.steering.store import ProfileStore
 
 pytest.importorskip("vllm")
 
@@ -174,6 +175,24 @@ def test_a_profile_becomes_the_base_model_its_hash_and_its_salt(bench: Bench) ->
         assert (sent["temperature"], sent["max_tokens"]) == (0.5, 9)
     assert bench.post(model="late").status_code == 200
     assert bench.bodies[-1]["vllm_xargs"]["trimtab_scoped"] == 1
+
+
+def test_a_bare_name_stands_for_the_promoted_version(bench: Bench, store: Path) -> None:
+    add(store, file_sha256(bench.folder / "model.safetensors"), "terse", "2")
+    assert bench.client.post("/v1/trimtab/profiles/load", json={"name": "terse@2"}).status_code == 200
+    assert bench.post(model="terse").json()["model"] == "terse@2"  # the one that went live last
+    mine = ProfileStore(store)
+    mine.promote("terse@1")
+    assert bench.post(model="terse").json()["model"] == "terse@1"
+    assert bench.post(model="terse@2").json()["model"] == "terse@2"
+    mine.promote("terse@2")
+    assert bench.post(model="terse").json()["model"] == "terse@2"
+    mine.rollback("terse")
+    assert bench.post(model="terse").json()["model"] == "terse@1"
+    assert bench.client.post("/v1/trimtab/profiles/unload", json={"name": "terse@1"}).status_code == 200
+    refused = bench.post(model="terse")  # never another version in its place
+    assert refused.status_code == 404
+    assert "terse@1 is promoted and not live" in refused.json()["error"]["message"]
 
 
 def test_salts_keep_profiles_and_clients_apart(bench: Bench) -> None:
