@@ -50,8 +50,10 @@ def provenances(profiles: Path) -> dict[str, Mapping[str, Any]]:
 
 
 def card_bars(made: Mapping[str, Mapping[str, Any]], families: Mapping[str, Any]) -> list[Bar]:
-    """`train.adapter_minutes`, the slowest adapter's, and `churn.FAMILY` for each family's profile."""
-    seconds = [p["seconds"] for p in made.values() if p.get("method") == "lora" and p.get("seconds") is not None]
+    """`train.adapter_minutes`, the slowest adapter's of those trained on a CPU, and `churn.FAMILY` for each family's
+    profile."""
+    trained = [p for p in made.values() if p.get("method") == "lora" and p.get("device", "cpu") == "cpu"]
+    seconds = [p["seconds"] for p in trained if p.get("seconds") is not None]
     rows = [Bar("train.adapter_minutes", max(seconds) / 60 if seconds else None, ADAPTER_MINUTES, "most")]
     for family in families:
         scores = made.get(family, {}).get("scores") or {}

@@ -26,6 +26,7 @@ def test_bars_come_from_the_cards_and_the_files(tmp_path: Path) -> None:
     for name, text in {
         "calc": "{method: lora, seconds: 120, scores: {churn: 0.02}}",
         "mail": "{method: lora, seconds: 900, scores: {churn: null}}",
+        "fast": "{method: lora, seconds: 9999, device: NVIDIA H200}",
         "terse": "{method: means}",
     }.items():
         (tmp_path / f"{name}@1").mkdir()
