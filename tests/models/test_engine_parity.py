@@ -91,7 +91,7 @@ def pair(server: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tupl
             "layer": layer,
             "file": "vectors.safetensors",
             "tensor": f"layer_{layer}",
-            "strength": 4.0,
+            "strength": 10.0,
             "tokens": tokens,
         }
 

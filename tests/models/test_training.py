@@ -384,9 +384,15 @@ def test_sizes_are_compared_by_one_command(
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize(
-    "options", [["--shapes", "6"], ["--shapes", "6x250"], ["--shapes", "1x256"], ["--minutes", "0"]]
-)
+@pytest.mark.parametrize("options", [["--shapes", "6"], ["--shapes", "6x250"], ["--shapes", "1x256"]])
 def test_a_shape_that_is_none_is_told(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "sizes", *options]) == 2
     assert options[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("minutes", ["0", "-1", "nan", "soon"])
+def test_minutes_that_are_none_are_told(minutes: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "sizes", "--minutes", minutes])
+    assert ended.value.code == 2
+    assert "--minutes" in capsys.readouterr().err
