@@ -209,9 +209,7 @@ async def verify(
     chosen = _chosen(live, names, store)
     prompts = reference.prompts(lengths, seed)
     alone = [await client.ask(client.model, prompt, new) for prompt in prompts]
-    batch = [
-        (name, prompt) for name in (client.model, *live) if name in chosen or name == client.model for prompt in prompts
-    ]
+    batch = [(name, prompt) for name in (client.model, *chosen) for prompt in prompts]
     mixed = await asyncio.gather(
         # The base model's own states of these prompts are cached: another salt makes it compute them again.
         *(client.ask(n, p, new, salt=f"verify-{seed}" if n == client.model else None) for n, p in batch)
@@ -234,12 +232,14 @@ async def verify(
 
 def _chosen(live: dict[str, str], names: Sequence[str], store: ProfileStore) -> dict[str, Profile | Exception]:
     """The profiles to check, as the store has what the server says is live; what it does not have is an error."""
-    wanted = [one for name in names for one in live if name in (one, one.partition("@")[0])] if names else list(live)
-    missing = [name for name in names if not any(name in (one, one.partition("@")[0]) for one in live)]
-    if missing:
-        raise NotFound(f"{missing[0]!r} is not live", where="verify", fix=f"Live: {', '.join(live) or 'nothing'}")
+    wanted = dict.fromkeys(() if names else live)
+    for name in names:
+        meant = [one for one in live if name in (one, one.partition("@")[0])]
+        if not meant:
+            raise NotFound(f"{name!r} is not live", where="verify", fix=f"Live: {', '.join(live) or 'nothing'}")
+        wanted |= dict.fromkeys(meant)
     found: dict[str, Profile | Exception] = {}
-    for name in dict.fromkeys(wanted):
+    for name in wanted:
         try:
             found[name] = store.get(f"{name.partition('@')[0]}@sha256:{live[name]}")
         except (NotFound, BadInput) as error:

@@ -10,6 +10,8 @@ import time
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
+from ..models.arguments import positive
+
 if TYPE_CHECKING:
     from .verify import Client, Report
 
@@ -25,7 +27,7 @@ def add_command(subparsers: Any) -> None:
     verify.add_argument("profile", nargs="*", help="profiles to check (default: all live ones)")
     verify.add_argument("--model", default="trimtab-nano", metavar="M", help="the base model: a name or a folder")
     verify.add_argument("--url", help="a server (default: the one that runs, else one is started for this)")
-    verify.add_argument("--tokens", type=_positive, metavar="N", help="tokens of each answer (default: 16)")
+    verify.add_argument("--tokens", type=positive, metavar="N", help="tokens of each answer (default: 16)")
     verify.add_argument(
         "--tolerance", type=float, metavar="NATS", help="largest difference of a log probability (default: 0.001)"
     )
@@ -36,16 +38,9 @@ def add_command(subparsers: Any) -> None:
         help="a canary: check again and again; a profile that fails is told on stderr and taken off the server, which "
         "refuses it from then on",
     )
-    verify.add_argument("--times", type=_positive, metavar="N", help="with --every: end after so many checks")
+    verify.add_argument("--times", type=positive, metavar="N", help="with --every: end after so many checks")
     verify.add_argument("--json", action="store_true", help="print one JSON document (with --every: one a check)")
     verify.set_defaults(handler=_verify)
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return value
 
 
 def _verify(args: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
 from ..errors import BadInput, NotFound
@@ -137,6 +138,13 @@ def tensor_sha256(tensor: torch.Tensor) -> str:
     """The SHA-256 of a tensor's shape and float32 bytes (little endian), in hex."""
     array = tensor.detach().to("cpu", torch.float32).contiguous().numpy().astype("<f4", copy=False)
     return hashlib.sha256(str(list(array.shape)).encode() + b"\n" + array.tobytes()).hexdigest()
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first thing that pydantic finds wrong, with its field."""
+    first = error.errors()[0]
+    field = ".".join(map(str, first["loc"]))
+    return f"{field}: {first['msg']}" if field else first["msg"]
 
 
 def canonical_json(data: object) -> str:

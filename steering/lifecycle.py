@@ -83,14 +83,14 @@ def _remote(args: argparse.Namespace, store: Any) -> int:
 
 
 def _promote(args: argparse.Namespace, store: Any) -> int:
-    profile = store.promote(args.profile)
-    history = store.history(profile.name)
-    data = {"profile": profile.id, "sha256": profile.sha256, "history": list(history)}
-    return _say(args, data, f"{profile.name} is {profile.id} now; promoted so far: {', '.join(history)}")
+    return _in_use(args, store, store.promote(args.profile), "now")
 
 
 def _rollback(args: argparse.Namespace, store: Any) -> int:
-    profile = store.rollback(args.name)
+    return _in_use(args, store, store.rollback(args.name), "again")
+
+
+def _in_use(args: argparse.Namespace, store: Any, profile: Any, when: str) -> int:
     history = store.history(profile.name)
     data = {"profile": profile.id, "sha256": profile.sha256, "history": list(history)}
-    return _say(args, data, f"{profile.name} is {profile.id} again; promoted so far: {', '.join(history)}")
+    return _say(args, data, f"{profile.name} is {profile.id} {when}; promoted so far: {', '.join(history)}")

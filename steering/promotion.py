@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..errors import BadInput
 from ..home import write_atomic
-from .files import read_text
+from .files import first_problem, read_text
 
 FOLDER = ".promoted"
 KEPT = 100
@@ -45,11 +45,7 @@ def promoted(root: Path, name: str) -> tuple[str, ...]:
     try:
         return Promotions.model_validate_json(read_text(file)).versions
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
-        raise BadInput(
-            f"{field}: {first['msg']}" if field else first["msg"], where=str(file), fix="Delete it and promote again"
-        ) from None
+        raise BadInput(first_problem(error), where=str(file), fix="Delete it and promote again") from None
 
 
 def promote(root: Path, name: str, version: str) -> tuple[str, ...]:

@@ -16,7 +16,8 @@ import hashlib
 import os
 import tempfile
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -26,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ..errors import BadInput, NotFound
 from ..home import file_sha256
 from .document import FILE, Sha256
-from .files import MAX_TEXT, PICKLES, inside
+from .files import MAX_TEXT, PICKLES, first_problem, inside
 from .profile import Profile, load_profile
 from .store import ProfileStore, parse_spec, version_key
 
@@ -196,9 +197,7 @@ class Remote:
         try:
             manifest = Manifest.model_validate_json(data)
         except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(map(str, first["loc"]))
-            raise BadInput(f"{field}: {first['msg']}" if field else first["msg"], where=where) from None
+            raise BadInput(first_problem(error), where=where) from None
         if path.rsplit("/", 1)[-1] != f"{manifest.id}.json":
             raise BadInput(f"is the manifest of {manifest.id}", where=where, fix="Push the profile again")
         return manifest
@@ -241,16 +240,12 @@ def _files(directory: Path) -> Mapping[str, Blob]:
     return dict(sorted(found.items()))
 
 
-class _reported:
+@contextmanager
+def _reported(where: str) -> Iterator[None]:
     """Turns what a file system may raise into BadInput that names the place."""
-
-    def __init__(self, where: str) -> None:
-        self.where = where
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, FileNotFoundError):
-            raise BadInput("a file is missing", where=self.where, fix="Push the profile again") from None
-        if isinstance(error, OSError):
-            raise BadInput(f"cannot be used ({error})", where=self.where, fix="Check the URL and your rights") from None
+    try:
+        yield
+    except FileNotFoundError:
+        raise BadInput("a file is missing", where=where, fix="Push the profile again") from None
+    except OSError as error:
+        raise BadInput(f"cannot be used ({error})", where=where, fix="Check the URL and your rights") from None

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ...models.arguments import positive
+
 
 def add_commands(subparsers: Any) -> Any:
     """Add `bench` to the command line; returns where further benchmarks can be added."""
@@ -21,20 +23,13 @@ def add_commands(subparsers: Any) -> Any:
     train.add_argument("--model", metavar="M", default="trimtab-nano", help="name or folder (default: %(default)s)")
     train.add_argument("--family", default="calc", help="whose conversations (default: %(default)s)")
     train.add_argument("--recipe", type=Path, metavar="FILE", help="default: the adapters' own")
-    train.add_argument("--steps", type=_positive, default=8, metavar="N", help="steps a round (default: 8)")
-    train.add_argument("--rounds", type=_positive, default=5, metavar="N", help="rounds (default: 5)")
-    train.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: all cores)")
+    train.add_argument("--steps", type=positive, default=8, metavar="N", help="steps a round (default: 8)")
+    train.add_argument("--rounds", type=positive, default=5, metavar="N", help="rounds (default: 5)")
+    train.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: all cores)")
     train.add_argument("--plot", type=Path, metavar="FILE", help="a .png file")
     train.add_argument("--json", action="store_true", help="print one JSON document and nothing else on stdout")
     train.set_defaults(handler=_train)
     return parts
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return value
 
 
 def _train(args: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import collections
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import fields
@@ -55,7 +55,9 @@ def _wide(rows: Rows) -> Rows:
     return Rows(*(getattr(rows, f.name).astype(np.int64) for f in fields(rows)))
 
 
-def made_by_processes(recipe: Recipe, tokenizer_home: Path, *, fresh: bool, processes: int) -> Any:
+def made_by_processes(
+    recipe: Recipe, tokenizer_home: Path, *, fresh: bool, processes: int
+) -> Callable[[int], Generator[Rows, None, None]]:
     """`base.chunked` over the base's corpus, by so many processes.
 
     Args:
@@ -69,7 +71,7 @@ def made_by_processes(recipe: Recipe, tokenizer_home: Path, *, fresh: bool, proc
 
     size = chunk_steps(recipe)
 
-    def batches(start: int) -> Iterator[Rows]:
+    def batches(start: int) -> Generator[Rows, None, None]:
         # Started anew, not forked: this process has threads, and perhaps a GPU.
         pool = ProcessPoolExecutor(
             processes,

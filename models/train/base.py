@@ -104,6 +104,17 @@ def corpus(recipe: Recipe, world: World, *, fresh: bool = True) -> Callable[[int
     return documents
 
 
+def corpus_batches(
+    recipe: Recipe, tokenizer_home: Path, world: World, *, fresh: bool, processes: int
+) -> Callable[[int], Iterator[Rows]]:
+    """The base's corpus as batches, made by so many processes, or with 0 by this one beside the training."""
+    from transformers import AutoTokenizer
+
+    if processes:
+        return made_by_processes(recipe, tokenizer_home, fresh=fresh, processes=processes)
+    return chunked(recipe, AutoTokenizer.from_pretrained(tokenizer_home), corpus(recipe, world, fresh=fresh))
+
+
 def new_model(recipe: Recipe, vocabulary: int, variants: Variants | None = None) -> Any:
     """A Qwen3 model with random weights from the recipe's seed, and heads that copy from the start.
 
@@ -217,9 +228,7 @@ def train_base(
         curve = fit(
             model,
             recipe,
-            made_by_processes(recipe, tokenizer_home, fresh=fresh, processes=processes)
-            if processes
-            else chunked(recipe, tokenizer, documents),
+            corpus_batches(recipe, tokenizer_home, world, fresh=fresh, processes=processes),
             minutes=minutes,
             variants=variants,
             checkpoint=work / "checkpoint",

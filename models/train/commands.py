@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..arguments import above_zero, positive
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -36,7 +38,7 @@ def add_commands(subparsers: Any) -> Any:
         "--tokenizer", help="a model, by name or folder, whose tokenizer to take; trained anew by default"
     )
     base.add_argument("--out", type=Path, help="where to write the model; its place in the package by default")
-    base.add_argument("--minutes", type=_above_zero, metavar="M", help="train so long, instead of the recipe's steps")
+    base.add_argument("--minutes", type=above_zero, metavar="M", help="train so long, instead of the recipe's steps")
     _common(base)
     _processes(base)
     base.set_defaults(handler=run_base)
@@ -50,7 +52,7 @@ def add_commands(subparsers: Any) -> Any:
     adapter.add_argument("--seed", type=int, help="seed, instead of the recipe's")
     adapter.add_argument(
         "--seeds",
-        type=_positive,
+        type=positive,
         default=1,
         metavar="N",
         help="train from so many seeds, keep the first, and say how much they differ (default: 1)",
@@ -69,13 +71,13 @@ def add_commands(subparsers: Any) -> Any:
     _source(place)
     place.add_argument("--base", default="trimtab-nano", help="base model: name or folder (default %(default)s)")
     place.add_argument("--recipe", type=Path, default=RECIPES / "adapter.yaml", help="a recipe file")
-    place.add_argument("--steps", type=_positive, default=60, metavar="N", help="optimizer steps a run (default: 60)")
+    place.add_argument("--steps", type=positive, default=60, metavar="N", help="optimizer steps a run (default: 60)")
     place.add_argument(
         "--rates", type=float, nargs="+", metavar="LR", help="learning rates to try, 4 or more (default: 4)"
     )
     place.add_argument("--plot", type=Path, metavar="FILE", help="a .png file: loss against learning rate")
     place.add_argument(
-        "--processes", type=_positive, default=1, metavar="N", help="placements trained at the same time (default: 1)"
+        "--processes", type=positive, default=1, metavar="N", help="placements trained at the same time (default: 1)"
     )
     _device(place)
     place.add_argument("--json", action="store_true", help="print one JSON document")
@@ -86,7 +88,7 @@ def add_commands(subparsers: Any) -> Any:
         help="find how large a base is best for the time there is",
         description="Train base models of several shapes for the same time and compare their held-out loss.",
     )
-    sizes.add_argument("--minutes", type=_above_zero, default=4.0, metavar="M", help="of training a shape (default: 4)")
+    sizes.add_argument("--minutes", type=above_zero, default=4.0, metavar="M", help="of training a shape (default: 4)")
     sizes.add_argument(
         "--shapes", nargs="+", metavar="LxH", help="layers x width, such as 6x256 (default: four of them)"
     )
@@ -112,20 +114,6 @@ def _source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--style", help="with --family: one style for all, such as `detailed,casual`")
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return value
-
-
-def _above_zero(text: str) -> float:
-    value = float(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
-
-
 def _common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--work", type=Path, help="folder for checkpoints; an interrupted run goes on from there")
     parser.add_argument("--curve", type=Path, help="a .png file for the training curve, drawn anew as the run goes on")
@@ -141,7 +129,7 @@ def _device(parser: argparse.ArgumentParser) -> None:
 def _processes(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--processes",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="processes that make the data (default: on a GPU, all cores but two; else none beside the training)",
     )

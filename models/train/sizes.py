@@ -17,8 +17,7 @@ from typing import Any
 
 import torch
 
-from .ahead import made_by_processes
-from .base import chunked, corpus, make_tokenizer, new_model
+from .base import corpus_batches, make_tokenizer, new_model
 from .data import Rows
 from .held import held_loss, of_base, packed
 from .loop import Point, fit
@@ -110,11 +109,7 @@ def compare(
         found = []
         for shape in shapes:
             own = shape.of(recipe)
-            batches = (
-                made_by_processes(own, work, fresh=True, processes=processes)
-                if processes
-                else chunked(own, tokenizer, corpus(own, world))
-            )
+            batches = corpus_batches(own, work, world, fresh=True, processes=processes)
             found.append(_run(shape, own, tokenizer, batches, rows, minutes * 60, device, told))
     return found
 

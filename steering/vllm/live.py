@@ -200,8 +200,9 @@ class LiveProfiles:
 
     def _promoted(self, name: str) -> str | None:
         """The version that the store says a live profile's bare name stands for; None where it says nothing."""
-        known = self._store is not None and any(entry.profile.name == name for entry in self.profiles())
-        history = self._store.history(name) if known and self._store is not None else ()
+        if self._store is None or not any(entry.profile.name == name for entry in self.profiles()):
+            return None
+        history = self._store.history(name)
         return history[-1] if history else None
 
     async def load(self, spec: str) -> LiveProfile:

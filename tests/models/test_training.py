@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import shutil
@@ -28,7 +29,7 @@ from trimtab.models.train.base import grown_model, new_model, train_base
 from trimtab.models.train.data import IGNORE, Clump, Example, Rows, to_rows
 from trimtab.models.train.health import failure
 from trimtab.models.train.held import of_base
-from trimtab.models.train.loop import Point, fit, learning_rate, loss_of, optimizers, sight
+from trimtab.models.train.loop import Point, fit, learning_rate, loss_of, of_steps, optimizers, sight
 from trimtab.models.train.recipe import Recipe, load_recipe
 from trimtab.models.train.variants import Variants
 
@@ -145,13 +146,24 @@ def _tiny() -> Any:
 
 
 def _batches(start: int) -> Iterator[Rows]:
-    for step in range(start, 100):
+    for step in itertools.count(start):
         rng = np.random.default_rng(step)
         ids = rng.integers(1, 64, (2, 16))
         targets = np.full((2, 16), IGNORE)
         targets[:, 4:15] = ids[:, 5:]
         ones = np.ones((2, 16), np.int64)
         yield Rows(ids, targets, np.tile(np.arange(16), (2, 1)), ones, ones)
+
+
+def test_a_time_limit_chooses_the_steps_and_their_number_gives_the_same_run_again() -> None:
+    endless = RECIPE.model_copy(update={"steps": 10**6, "decay": 500_000})
+    timed = fit(_tiny(), endless, _batches, minutes=0.06)
+    steps = timed[-1].step
+    assert 100 < steps < endless.steps
+    # The learning rate has fallen as at the end of any run: the last step's is the smallest there is.
+    assert timed[-1].learning_rate == pytest.approx(endless.lr / round(steps / 2), rel=0.02)
+    again = fit(_tiny(), of_steps(endless, steps), _batches)
+    assert [(p.step, p.loss) for p in again] == [(p.step, p.loss) for p in timed]
 
 
 def test_a_resumed_run_is_the_same_run(tmp_path: Path) -> None:

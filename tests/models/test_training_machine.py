@@ -1,60 +1,22 @@
-"""Training by the clock, with data made by other processes, and on a device that may not be there."""
+"""Training with data made by other processes, and on a device that may not be there."""
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoTokenizer
 from trimtab.cli import main
 from trimtab.models.embedded import MODELS, SMALL
 from trimtab.models.embedded.corpus import open_world
 from trimtab.models.train.ahead import made_by_processes
 from trimtab.models.train.base import LARGE_BATCH, LARGE_CHUNK, chunked, corpus, train_base
-from trimtab.models.train.data import IGNORE, Rows
-from trimtab.models.train.loop import fit, of_steps
+from trimtab.models.train.data import Rows
 from trimtab.models.train.recipe import Recipe
 
 ENDLESS = Recipe(steps=10**6, batch=2, length=16, lr=1e-3, warmup=2, decay=500_000)
-
-
-def _tiny() -> Qwen3ForCausalLM:
-    torch.manual_seed(3)
-    config = Qwen3Config(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-    )
-    return Qwen3ForCausalLM(config)
-
-
-def _batches(start: int) -> itertools.chain[Rows]:
-    def batch(step: int) -> Rows:
-        ids = np.random.default_rng(step).integers(1, 64, (2, 16))
-        targets = np.full_like(ids, IGNORE)
-        targets[:, :-1] = ids[:, 1:]
-        one = np.ones_like(ids)
-        return Rows(ids, targets, np.broadcast_to(np.arange(16), ids.shape).copy(), one, one)
-
-    return itertools.chain.from_iterable([batch(step)] for step in itertools.count(start))
-
-
-def test_a_time_limit_chooses_the_steps_and_their_number_gives_the_same_run_again() -> None:
-    timed = fit(_tiny(), ENDLESS, _batches, minutes=0.06)
-    steps = timed[-1].step
-    assert 100 < steps < ENDLESS.steps
-    # The learning rate has fallen as at the end of any run: the last step's is the smallest there is.
-    assert timed[-1].learning_rate == pytest.approx(ENDLESS.lr / round(steps / 2), rel=0.02)
-    again = fit(_tiny(), of_steps(ENDLESS, steps), _batches)
-    assert [(p.step, p.loss) for p in again] == [(p.step, p.loss) for p in timed]
 
 
 def test_processes_make_the_same_batches_in_the_same_order() -> None:
