@@ -255,9 +255,12 @@ def test_a_mixed_batch_equals_the_reference_for_each_request(bench: Bench) -> No
 
 def test_profiles_change_answers(bench: Bench) -> None:
     """The comparisons above would mean little if the profiles did nothing."""
-    prompt = bench.prompt(40)
-    names = [name for name in bench.profiles if name not in ("t-held", "t-below", "t-text")]
-    scores = {name: bench.ask(name, prompt)["choices"][0]["logprobs"]["token_logprobs"] for name in names}
+    asked = [bench.prompt(40) for _ in range(4)]  # what one answer says may give a profile that reads it no occasion
+    names = [name for name in bench.profiles if name not in ("t-held", "t-below")]  # these may be held shut
+    scores = {
+        name: [p for prompt in asked for p in bench.ask(name, prompt)["choices"][0]["logprobs"]["token_logprobs"]]
+        for name in names
+    }
     for one, other in itertools.combinations(scores, 2):
         assert scores[one] != pytest.approx(scores[other], abs=0.02), f"{one} and {other} answer alike"
 
