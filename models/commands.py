@@ -31,6 +31,11 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
         default=[],
         help="folders of profiles, besides yours and the shipped ones",
     )
+    serve.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the layers: about half a minute more at the start, then more tokens per second",
+    )
     serve.set_defaults(handler=_serve)
 
     doctor = subparsers.add_parser(
@@ -59,10 +64,11 @@ def _serve(args: argparse.Namespace) -> int:
             raise NotFound(f"there is no folder {str(folder)!r}", where="--profiles", fix="Give folders of profiles")
     own, *shipped = default_store().roots
     port = args.port or free_port(args.host)
-    return asyncio.run(_keep(find_model(args.model or SMALL), ProfileStore(own, *extra, *shipped), args.host, port))
+    card, store = find_model(args.model or SMALL), ProfileStore(own, *extra, *shipped)
+    return asyncio.run(_keep(card, store, args.host, port, compile=args.compile))
 
 
-async def _keep(card: ModelCard, store: ProfileStore, host: str, port: int) -> int:
+async def _keep(card: ModelCard, store: ProfileStore, host: str, port: int, *, compile: bool) -> int:
     """Run a server until it is told to stop (0), or dies for good (the error says so)."""
     import asyncio
     import signal
@@ -70,7 +76,7 @@ async def _keep(card: ModelCard, store: ProfileStore, host: str, port: int) -> i
 
     from .engines.vllm import VllmEngine
 
-    engine = VllmEngine(card, store, host=host, port=port, share=True, progress=_say)
+    engine = VllmEngine(card, store, host=host, port=port, share=True, compile=compile, progress=_say)
     work = asyncio.ensure_future(_run(engine))
     loop = asyncio.get_running_loop()
     stopped: list[int] = []

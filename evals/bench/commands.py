@@ -1,13 +1,17 @@
-"""`trimtab bench train`."""
+"""`trimtab bench train` and `trimtab bench steering`."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...models.arguments import positive
+
+if TYPE_CHECKING:
+    from .bars import Bar
 
 
 def add_commands(subparsers: Any) -> Any:
@@ -29,13 +33,31 @@ def add_commands(subparsers: Any) -> Any:
     train.add_argument("--plot", type=Path, metavar="FILE", help="a .png file")
     train.add_argument("--json", action="store_true", help="print one JSON document and nothing else on stdout")
     train.set_defaults(handler=_train)
+    steering = parts.add_parser(
+        "steering",
+        help="what steering and adapters cost in vLLM, against stock vLLM",
+        description="Generate with stock vLLM, with Trimtab's plugin and its profiles, with adapters, and with Hugging "
+        "Face hooks, each in an engine of its own, in turns, and compare tokens per second.",
+    )
+    steering.add_argument("--model", metavar="M", default="trimtab-nano", help="name or folder (default: %(default)s)")
+    steering.add_argument(
+        "--adapters", nargs="*", type=Path, metavar="FOLDER", help="PEFT folders to mix (default: four that ship)"
+    )
+    steering.add_argument("--rounds", type=positive, default=5, metavar="N", help="rounds (default: 5)")
+    steering.add_argument("--in-flight", type=positive, default=64, metavar="N", help="requests at once (default: 64)")
+    steering.add_argument("--prompt", type=positive, default=32, metavar="N", help="tokens of a prompt (default: 32)")
+    steering.add_argument("--tokens", type=positive, default=96, metavar="N", help="tokens generated (default: 96)")
+    steering.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: all cores)")
+    steering.add_argument("--plot", type=Path, metavar="FILE", help="a .png file")
+    steering.add_argument("--json", action="store_true", help="print one JSON document and nothing else on stdout")
+    steering.set_defaults(handler=_steering)
     return parts
 
 
 def _train(args: argparse.Namespace) -> int:
     import os
 
-    from ...errors import BadInput, NotFound
+    from ...errors import NotFound
     from ...home import write_atomic
     from ...models.card import find_model
     from ...models.embedded import HERE, MODELS, PROFILES, SMALL
@@ -45,8 +67,7 @@ def _train(args: argparse.Namespace) -> int:
     from .bars import card_bars, provenances, size_bars
     from .trl import need_trl
 
-    if args.plot is not None and args.plot.suffix.lower() != ".png":
-        raise BadInput("the picture is drawn as PNG", where=f"--plot {args.plot}", fix="Name a .png file")
+    _require_png(args.plot)
     if args.family not in FAMILIES:
         raise NotFound(f"no family {args.family!r}", where="--family", fix=f"Known: {', '.join(FAMILIES)}")
     need_trl()
@@ -79,8 +100,61 @@ def _train(args: argparse.Namespace) -> int:
     print(
         f"ratio    {ratio['median']:.2f}{spread} over {ratio['n']} rounds; TRL at its best here: {found.setting.name}"
     )
+    _print_bars(bars)
+    return 0
+
+
+def _steering(args: argparse.Namespace) -> int:
+    import os
+    import tempfile
+
+    from ...home import write_atomic
+    from ...models.card import find_model
+    from ...models.embedded import PROFILES, SMALL
+    from ...models.engines.vllm import require_vllm
+    from .picture import steering_png
+    from .steering import measure
+
+    _require_png(args.plot)
+    require_vllm()
+    card = find_model(args.model)
+    adapters = args.adapters
+    if adapters is None:
+        shipped = [PROFILES / f"{family}@1" / "adapter" for family in ("calc", "dates", "mail", "todos")]
+        adapters = shipped if card.name == SMALL else []
+    with tempfile.TemporaryDirectory(prefix="trimtab-bench-") as scratch:
+        found = measure(
+            card,
+            adapters,
+            Path(scratch),
+            rounds=args.rounds,
+            in_flight=args.in_flight,
+            prompt=args.prompt,
+            tokens=args.tokens,
+            threads=args.threads or os.cpu_count() or 1,
+        )
+    bars = found.bars()
+    if args.plot is not None:
+        write_atomic(args.plot, steering_png(found, bars))
+    document = found.to_json(bars)
+    if args.json:
+        print(json.dumps(document, indent=2))
+        return 0
+    for name, rate in document["tokens_per_second"].items():
+        print(f"{name:<24} {rate:>9,.0f} tokens/s")
+    _print_bars(bars)
+    return 0
+
+
+def _require_png(plot: Path | None) -> None:
+    from ...errors import BadInput
+
+    if plot is not None and plot.suffix.lower() != ".png":
+        raise BadInput("the picture is drawn as PNG", where=f"--plot {plot}", fix="Name a .png file")
+
+
+def _print_bars(bars: Sequence[Bar]) -> None:
     for bar in bars:
         value = "unknown" if bar.value is None else f"{bar.value:.4g}"
         sign = ">=" if bar.at == "least" else "<="
         print(f"{'met' if bar.met else 'NOT met':<8} {bar.name} {value} {sign} {bar.bar:g}")
-    return 0

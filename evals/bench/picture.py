@@ -1,4 +1,4 @@
-"""The training benchmark as a picture."""
+"""The benchmarks as pictures."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING
 from .bars import Bar
 
 if TYPE_CHECKING:
-    from .train import Measured
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from . import steering, train
 
 
-def train_png(found: Measured, bars: Sequence[Bar]) -> bytes:
+def train_png(found: train.Measured, bars: Sequence[Bar]) -> bytes:
     """Both sides' speed by round, and every bar as a share of what it is held to, as PNG bytes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -29,12 +32,38 @@ def train_png(found: Measured, bars: Sequence[Bar]) -> bytes:
     speed.set(ylabel="conversations' tokens per second")
     speed.grid(alpha=0.3)
     speed.legend()
+    _shares(held, bars)
+    return _png(figure)
+
+
+def steering_png(found: steering.Measured, bars: Sequence[Bar]) -> bytes:
+    """Every side's tokens per second, all rounds, and every bar as a share of what it is held to, as PNG bytes."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 4.5), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    speed, held = figure.subplots(1, 2)
+    for row, blocks in enumerate(found.blocks.values()):
+        speed.plot([b.rate for b in blocks], [row] * len(blocks), "o", alpha=0.7)
+    speed.set(title=f"{found.model}, {found.in_flight} in flight", xlabel="generated tokens per second", xlim=(0, None))
+    speed.set_yticks(range(len(found.blocks)), list(found.blocks))
+    speed.invert_yaxis()
+    speed.grid(alpha=0.3)
+    _shares(held, bars)
+    return _png(figure)
+
+
+def _shares(held: Axes, bars: Sequence[Bar]) -> None:
     names = [f"{b.name}  {'unknown' if b.value is None else f'{b.value:.3g}'} / {b.bar:g}" for b in bars]
     shares = [0.0 if b.value is None else b.value / b.bar for b in bars]
     held.barh(names, shares, color=["C2" if b.met else "C3" for b in bars])
     held.axvline(1.0, color="0.3", linestyle="--")
     held.invert_yaxis()
     held.set(title="share of the bar (green: met)", xlim=(0, max(1.2, *shares)))
+
+
+def _png(figure: Figure) -> bytes:
     out = io.BytesIO()
     figure.savefig(out, format="png", metadata={"Software": None})
     return out.getvalue()

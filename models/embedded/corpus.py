@@ -34,7 +34,9 @@ Document = dict[str, Any]
 MADE_UP = 0.9
 """Share of groups with made-up tools in the base's corpus of the families."""
 BEHAVED = 0.35
-"""Share of the base's groups of a family whose tag names a behaviour that shows in few requests, and it alone."""
+"""Share of the base's groups of a family that are about a behaviour that shows in few requests."""
+BEHAVED_TAGGED = 0.6
+"""Share of these with a tag, which names that behaviour alone; the others show both sides of it."""
 MIXED = 0.2
 """Share of groups that also show tools which none of their requests needs: of other families, or made up."""
 HARD = {"chain": 1.6, "single": 1.0, "missing": 0.8}
@@ -148,15 +150,16 @@ def family_group(
         style: fixed style without a tag; None draws one and tags four groups of ten.
         specialist: without a tag, answer in English and act at once: what a family's adapter is for. Fewer groups
             have a tag, and more requests are such that only other families could serve them.
-        axis: a behaviour that a tag names for sure, and it alone.
+        axis: a behaviour that the requests show oftener, and a tag, if there is one, names alone.
     """
     opening: list[dict[str, Any]] = []
     drawn = style
     if axis is not None:
-        drawn, opening = open_document(rng, [axis], 1.0)
+        drawn, opening = open_document(rng, [axis], BEHAVED_TAGGED)
     elif drawn is None:
         drawn, opening = open_document(rng, axes_of(family), SPECIALIST_TAGGED if specialist else TAGGED)
-    sought, foreign = named(opening), SPECIALIST_FOREIGN if specialist else FOREIGN
+    sought = named(opening) if axis is None else {axis}
+    foreign = SPECIALIST_FOREIGN if specialist else FOREIGN
     beside = _bystanders(rng, world, family) if rng.random() < MIXED else []
     shown = {str(spec["function"]["name"]) for spec in beside}
     used: set[str] = set()
@@ -235,15 +238,21 @@ def foreign_request(rng: random.Random, family: str, split: Split, beside: Colle
     return request(split, strange, rng.choice(intents), rng)
 
 
-def base_documents(seed: int, world: World, *, copy_share: float = 0.01) -> Iterator[Document]:
-    """The endless corpus of the base models: made-up tools and all families. `copy_share` of the groups are pure
-    copying."""
+def base_documents(
+    seed: int, world: World, *, copy_share: float = 0.01, made_up: float = MADE_UP
+) -> Iterator[Document]:
+    """The endless corpus of the base models: made-up tools and all families.
+
+    Args:
+        copy_share: share of groups that are pure copying.
+        made_up: share of the other groups with made-up tools.
+    """
     rng = random.Random(seed)
     families = list(FAMILIES)
     while True:
         if rng.random() < copy_share:
             yield random_tools.copy_document(rng)
-        elif rng.random() < MADE_UP:
+        elif rng.random() < made_up:
             beside = _bystanders(rng, world, None) if rng.random() < MIXED else []
             yield from random_tools.group(rng, rng.randint(3, 6), beside)
         else:

@@ -61,8 +61,18 @@ def require_vllm() -> None:
         )
 
 
-def make_server(card: ModelCard, store: ProfileStore, *, host: str = "127.0.0.1", port: int | None = None) -> Server:
+def make_server(
+    card: ModelCard,
+    store: ProfileStore,
+    *,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    compile: bool = False,
+) -> Server:
     """A vLLM server for a model and the profiles of a store, not started yet.
+
+    Args:
+        compile: let vLLM compile the layers: a slower start, and more tokens per second.
 
     Raises:
         EngineUnavailable: vLLM is not installed.
@@ -72,7 +82,7 @@ def make_server(card: ModelCard, store: ProfileStore, *, host: str = "127.0.0.1"
     if port is None:
         port = free_port()
     require_port(host, port)
-    adapters, rank, terms = needs(card, store)
+    adapters, rank, terms, gated = needs(card, store)
     arguments = server_arguments(
         card.path,
         served_name=card.name,
@@ -82,8 +92,9 @@ def make_server(card: ModelCard, store: ProfileStore, *, host: str = "127.0.0.1"
         max_loras=min(max(adapters, 4), MOST_ADAPTERS),
         max_lora_rank=rank,
         dtype="float32",
+        compile=compile,
     )
-    environment = server_environment([root.resolve() for root in store.roots], None, terms)
+    environment = server_environment([root.resolve() for root in store.roots], None, terms, gates=gated)
     return Server(
         [sys.executable, *arguments],
         # A folder called `tools` or `models` where the user stands must not be imported by the server.
@@ -95,14 +106,14 @@ def make_server(card: ModelCard, store: ProfileStore, *, host: str = "127.0.0.1"
     )
 
 
-def needs(card: ModelCard, store: ProfileStore) -> tuple[int, int, int]:
-    """How many different adapters the profiles for this model need, the largest rank among them, and how many rank-1
-    terms they all have at one layer."""
+def needs(card: ModelCard, store: ProfileStore) -> tuple[int, int, int, bool]:
+    """How many different adapters the profiles for this model need, the largest rank among them, how many rank-1 terms
+    they all have at one layer, and whether any has a condition."""
     from ...steering.bank import terms_needed
     from ...steering.intervention import variants
     from ...steering.weights import merged_adapter
 
-    found, rank, terms = set(), SMALLEST_RANK, 0
+    found, rank, terms, gated = set(), SMALLEST_RANK, 0, False
     for profile in store.all():
         if isinstance(profile, BadInput) or profile.base_sha256 != card.sha256:
             continue
@@ -111,7 +122,8 @@ def needs(card: ModelCard, store: ProfileStore) -> tuple[int, int, int]:
             found.add(merged[1])
             rank = max(rank, int(json.loads((merged[0] / "adapter_config.json").read_text())["r"]))
         terms += terms_needed(variants(profile.interventions))
-    return len(found), rank, terms + SPARE_TERMS
+        gated = gated or profile.gate is not None
+    return len(found), rank, terms + SPARE_TERMS, gated
 
 
 def describe(card: ModelCard, store: ProfileStore, server: Server) -> RunningServer:
@@ -167,11 +179,12 @@ class VllmEngine:
         port: int | None = None,
         share: bool = False,
         reuse: bool = True,
+        compile: bool = False,
         progress: Progress | None = None,
     ) -> None:
         self.card, self.store = card, store
         self._host, self._port, self._share = host, port, share
-        self._reuse = reuse and port is None
+        self._reuse, self._compile = reuse and port is None, compile
         self._progress = progress or (lambda _: None)
         self._http: HttpEngine | None = None
         self._running: RunningServer | None = None
@@ -286,7 +299,7 @@ class VllmEngine:
         self._http = HttpEngine(running.url, self.card.name, trimtab=True, retries=1)
 
     async def _start(self) -> None:
-        server = make_server(self.card, self.store, host=self._host, port=self._port)
+        server = make_server(self.card, self.store, host=self._host, port=self._port, compile=self._compile)
         self._progress(f"starting vLLM for {self.card.name} (log: {server.log})")
         began = time.monotonic()
         await server.start(self._progress)

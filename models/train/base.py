@@ -99,7 +99,7 @@ def corpus(recipe: Recipe, world: World, *, fresh: bool = True) -> Callable[[int
         seed = recipe.seed * 1_000_003 + chunk
         if chunk * chunk_steps(recipe) < recipe.made_up:
             return random_tools.documents(seed, copy_share=0.4 if fresh and chunk < COPY_FIRST else 0.04)
-        return base_documents(seed, world)
+        return base_documents(seed, world, made_up=recipe.made_up_share)
 
     return documents
 

@@ -35,6 +35,7 @@ class Recipe(BaseModel):
     optimizer: Literal["adamw", "muon"] = "adamw"
     value_ratio: float = Field(1.0, gt=0, description="learning rate of value projections over that of the others")
     made_up: int = Field(0, ge=0, description="base models: steps at the start with made-up tools only")
+    made_up_share: float = Field(0.9, ge=0, le=1, description="base models: share of groups with made-up tools later")
     layers: int = 6
     hidden: int = 256
     intermediate: int = 704

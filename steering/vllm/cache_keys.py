@@ -7,23 +7,28 @@ depend on what happens to be cached. So a request of such a profile says that it
 reaches past its prompt's end, or into the last prompt tokens where these are treated apart, is keyed by that prompt
 length too: only a request with the same phase for each token can reuse it.
 
-**Compiled code.** The layers contain the edit, so vLLM's key of compiled code must tell an edited model from a stock
-one.
+**Compiled code.** The layers contain the edit and its tables, so vLLM's key of compiled code must tell an edited model
+from a stock one, and a bank of one size from another's.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 from typing import Any
 
+from .launch import GATES_VARIABLE, ROWS_VARIABLE, STOCK_LORA, TERMS_VARIABLE
 from .versions import require_supported
 
 SCOPED_KEY = "trimtab_scoped"
 """Field of `extra_args`, above 0 when what is done to a token depends on where the prompt ends: 1 more than the number
 of tokens before that end for which it does (`scope.prompt_end_reach`)."""
 
-LAYOUT = "trimtab-steering-2"
+LAYOUT = "trimtab-steering-3"
 """Changes whenever the edit of the layers does."""
+
+_SIZES = (ROWS_VARIABLE, TERMS_VARIABLE, GATES_VARIABLE, STOCK_LORA)
+"""Variables that change what the layers look like."""
 
 _INSTALLED = "_trimtab_installed"
 
@@ -49,11 +54,16 @@ def install() -> None:
     def compute_hash(self: Any, *args: Any, **kwargs: Any) -> str:
         key: str = stock_compile_key(self, *args, **kwargs)
         # Hashed, not appended: vLLM shortens the key to its first characters in places.
-        return hashlib.sha256(f"{key} {LAYOUT}".encode()).hexdigest()[: len(key)]
+        return hashlib.sha256(f"{key} {layout()}".encode()).hexdigest()[: len(key)]
 
     kv_cache_utils.generate_block_hash_extra_keys = generate_block_hash_extra_keys
     VllmConfig.compute_hash = compute_hash
     setattr(kv_cache_utils, _INSTALLED, True)
+
+
+def layout() -> str:
+    """What the edit of the layers looks like in this process, as far as compiled code depends on it."""
+    return " ".join([LAYOUT, *(f"{name}={os.environ.get(name, '')}" for name in _SIZES)])
 
 
 def phase_key(request: Any, end_token_idx: int) -> tuple[str, int] | None:

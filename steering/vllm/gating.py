@@ -40,7 +40,8 @@ class Gating:
         self.decides = torch.zeros(tokens, dtype=torch.bool, device=device)
         self.held = torch.zeros(requests + 1, dtype=torch.bool, device=device)
         self._slots: dict[str, int] = {}
-        self._used = False
+        self._dirty = 0
+        """How many leading entries an earlier step may have left behind."""
 
     def register(self, layer: nn.Module, gates: GateTable) -> None:
         """Make the buffers, and a layer's conditions, buffers of the layer."""
@@ -59,10 +60,9 @@ class Gating:
         Raises:
             EngineError: a request's gate is held, and the end of its prompt was never seen; or there is no slot left.
         """
-        if self._used:
-            self.open.fill_(True)
-        self._used = any(place.hold is not None for place in places)
-        if not self._used:
+        if self._dirty:
+            self._clear()
+        if all(place.hold is None for place in places):
             return
         self._slots = {request: slot for request, slot in self._slots.items() if request in alive}
         lengths, starts = view.lengths, view.starts
@@ -81,6 +81,17 @@ class Gating:
                 decides[span.start + ahead] = True
         for buffer, values in ((self.source, source), (self.slot, slot), (self.decides, decides)):
             buffer[:total].copy_(torch.from_numpy(values))
+        self._dirty = total
+
+    def _clear(self) -> None:
+        """Let every token decide for itself again. Compiled layers read the buffers in every step, also where no
+        request has a condition, and a source left behind by a longer step would lie outside the next one."""
+        self.open.fill_(True)
+        gone = slice(0, self._dirty)
+        self.source[gone] = torch.arange(self._dirty, device=self.source.device)
+        self.slot[gone] = 0
+        self.decides[gone] = False
+        self._dirty = 0
 
     def _slot(self, request: str, *, fresh: bool) -> int:
         if request not in self._slots:

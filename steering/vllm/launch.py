@@ -23,6 +23,18 @@ LIVE_VARIABLE = "TRIMTAB_LIVE"
 TERMS_VARIABLE = "TRIMTAB_BANK_TERMS"
 """How many rank-1 terms live profiles can have at each layer, all together."""
 
+ROWS_VARIABLE = "TRIMTAB_BANK_ROWS"
+"""How many rows the bank has, the empty one included. A profile takes one for each set of its tokens that is treated
+alike: one where all are, two where it tells prompt and answer apart."""
+
+DEFAULT_ROWS = 129
+
+GATES_VARIABLE = "TRIMTAB_BANK_GATES"
+"""Set to 1, a server that compiles its layers has room for conditions, too; one that does not compile always has."""
+
+STOCK_LORA = "TRIMTAB_STOCK_LORA"
+"""Set to 1, vLLM's own LoRA op on the CPU stays, and nothing is compiled where LoRA is on."""
+
 ENTRY = "vllm.entrypoints.openai.api_server"
 
 MAX_CPU_LORAS = 64
@@ -42,6 +54,7 @@ def server_arguments(
     max_loras: int = 8,
     max_lora_rank: int = 64,
     dtype: str = "float32",
+    compile: bool = False,
 ) -> list[str]:
     """Everything after the Python executable on the server's command line.
 
@@ -54,7 +67,9 @@ def server_arguments(
         max_loras: adapters that one batch may mix.
         max_lora_rank: highest rank of an adapter that can be loaded.
         dtype: the model's number format.
+        compile: whether vLLM compiles the layers.
     """
+    eager = [] if compile else ["--enforce-eager"]
     return [
         "-m",
         ENTRY,
@@ -70,7 +85,7 @@ def server_arguments(
         dtype,
         "--max-model-len",
         str(max_model_len),
-        "--enforce-eager",
+        *eager,
         "--enable-lora",
         "--max-loras",
         str(max_loras),
@@ -98,18 +113,22 @@ def server_arguments(
     ]
 
 
-def server_environment(roots: Sequence[Path], live: Sequence[str] | None, terms: int = 0) -> dict[str, str]:
+def server_environment(
+    roots: Sequence[Path], live: Sequence[str] | None, terms: int = 0, *, gates: bool = False
+) -> dict[str, str]:
     """Variables to add to the server's environment.
 
     Args:
         roots: roots of the profile store, the writable one first.
         live: profiles to make live before `/health` answers; None for all that fit the model.
         terms: room for rank-1 terms of live profiles, at each layer.
+        gates: room for conditions where layers are compiled.
     """
     out = {
         SWITCH: "1",
         "VLLM_PLUGINS": "trimtab",
         TERMS_VARIABLE: str(terms),
+        GATES_VARIABLE: "1" if gates else "0",
         PROFILES_VARIABLE: os.pathsep.join(str(root) for root in roots),
         "VLLM_USE_V2_MODEL_RUNNER": "0",
         # Allows the executor in the engine's process; the HTTP server still runs the engine in a process of its own.

@@ -5,22 +5,25 @@ the *last* slot. As long as that slot is empty it holds zeros; once every slot i
 get the last adapter's weights. It also gathers a whole weight matrix for each row.
 
 Here the rows of a batch are grouped by slot once per step, and each slot in use costs two matrix products over its
-rows: `y[rows] += scale * (x[rows] A^T) B^T`. Rows without adapter belong to no group and are never touched.
+rows: `y[rows] += scale * (x[rows] A^T) B^T`. Rows without adapter belong to no group and are never touched. Compiled
+code has no groups to loop over and takes the op of `lora_dense.py`; with it torch.compile can stay on, which vLLM
+turns off on the CPU as soon as LoRA is on.
 
-`TRIMTAB_STOCK_LORA=1` keeps vLLM's own op.
+`TRIMTAB_STOCK_LORA=1` keeps vLLM's own op, and its choice to compile nothing.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
+from . import lora_dense
+from .launch import STOCK_LORA
 from .versions import require_supported
-
-SWITCH = "TRIMTAB_STOCK_LORA"
 
 Rows = slice | torch.Tensor
 """Rows of one slot: a slice where they lie together, else their indices."""
@@ -31,16 +34,24 @@ Groups = tuple[tuple[int, Rows], ...]
 _INSTALLED = "_trimtab_installed"
 _TOKENS = "_trimtab_token_groups"
 _SAMPLED = "_trimtab_sampled_groups"
+_MASK = "_trimtab_mask"
 
 
 def install() -> None:
     """Replace the op in `PunicaWrapperCPU`, unless the environment asks for the stock one or this is no CPU vLLM."""
-    if os.environ.get(SWITCH) == "1" or installed():
+    if os.environ.get(STOCK_LORA) == "1" or installed():
         return
     require_supported()
+    from vllm.lora import layers
+    from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
     from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
     patch(PunicaWrapperCPU)
+    for cls in vars(layers).values():
+        linear = isinstance(cls, type) and issubclass(cls, BaseLinearLayerWithLoRA)
+        if linear and "create_lora_weights" in vars(cls):
+            cls.create_lora_weights = lora_dense.with_arranged(cls.create_lora_weights)
+    BaseLinearLayerWithLoRA.create_lora_weights = lora_dense.with_arranged(BaseLinearLayerWithLoRA.create_lora_weights)
 
 
 def installed() -> bool:
@@ -50,8 +61,34 @@ def installed() -> bool:
     return bool(getattr(PunicaWrapperCPU, _INSTALLED, False))
 
 
+def keep_compiled() -> None:
+    """Keep vLLM compiling on the CPU when LoRA is on, unless the environment asks for the stock op, which cannot be.
+
+    Must run before vLLM's configuration is made, in every process that makes one. Safe to call more than once.
+    """
+    from vllm.platforms.cpu import CpuPlatform
+
+    if os.environ.get(STOCK_LORA) == "1" or getattr(CpuPlatform, _INSTALLED, False):
+        return
+    require_supported()
+    stock = CpuPlatform.check_and_update_config.__func__
+
+    @functools.wraps(stock)
+    def check_and_update_config(cls: Any, vllm_config: Any) -> None:
+        # All that the stock method makes of LoRA is to turn compilation off.
+        lora, vllm_config.lora_config = vllm_config.lora_config, None
+        try:
+            stock(cls, vllm_config)
+        finally:
+            vllm_config.lora_config = lora
+
+    CpuPlatform.check_and_update_config = classmethod(check_and_update_config)
+    setattr(CpuPlatform, _INSTALLED, True)
+
+
 def patch(wrapper: Any) -> None:
     """Replace the ops of a `PunicaWrapperCPU` class in place."""
+    wrapper.__init__ = _with_mask(wrapper.__init__)
     wrapper.update_metadata = _with_groups(wrapper.update_metadata)
     for function in (add_shrink, add_expand, add_lora_linear, add_lora_embedding, add_lora_logits):
         setattr(wrapper, function.__name__, function)
@@ -74,11 +111,27 @@ def group(slots: Sequence[int]) -> Groups:
     )
 
 
+def _with_mask(stock: Callable[..., None]) -> Callable[..., None]:
+    """Give a wrapper its mask, [max tokens, slots]: the same tensor at every step, as compiled code needs it."""
+
+    @functools.wraps(stock)
+    def __init__(self: Any, max_num_batched_tokens: int, *args: Any, **kwargs: Any) -> None:
+        stock(self, max_num_batched_tokens, *args, **kwargs)
+        if kwargs.get("lora_config") is not None:
+            setattr(self, _MASK, torch.zeros(max_num_batched_tokens, kwargs["lora_config"].max_loras))
+
+    return __init__
+
+
 def _with_groups(stock: Callable[..., None]) -> Callable[..., None]:
     def update_metadata(self: Any, *args: Any, **kwargs: Any) -> None:
         stock(self, *args, **kwargs)
         setattr(self, _TOKENS, group(self.token_lora_indices.tolist()))
         setattr(self, _SAMPLED, group(self.sampler_indices.tolist()))
+        mask = getattr(self, _MASK, None)
+        if mask is not None:
+            slots = self.token_lora_indices[:, None]
+            mask[: len(slots)] = slots == torch.arange(mask.shape[1])
 
     return update_metadata
 
@@ -145,14 +198,20 @@ def add_lora_linear(
     self: Any,
     y: torch.Tensor,
     x: torch.Tensor,
-    lora_a_stacked: Sequence[torch.Tensor],
+    lora_a_stacked: Any,
     lora_b_stacked: Sequence[torch.Tensor],
     scale: float,
     output_slices: Sequence[int],
     **_: Any,
 ) -> None:
-    """`y[:, slice_i] += scale * x A_i^T B_i^T` for rows with an adapter, in place."""
+    """`y[:, slice_i] += scale * x A_i^T B_i^T` for rows with an adapter, in place.
+
+    A and B are a tuple each, one entry a slice, or as `lora_dense.arrange` lays them out: compiled code needs that.
+    """
     flat_y, flat_x = _flat(y), _flat(x)
+    if torch.compiler.is_compiling():
+        lora_dense.add(flat_y, flat_x, lora_a_stacked, lora_b_stacked, getattr(self, _MASK)[: len(flat_x)], scale)
+        return
     for slot, rows in getattr(self, _TOKENS):
         mine, offset = flat_x[rows], 0
         for a, b, width in zip(lora_a_stacked, lora_b_stacked, output_slices, strict=True):
@@ -173,6 +232,9 @@ def add_lora_embedding(
     flat = _flat(y)
     if not add_inputs:
         flat.zero_()
+    if torch.compiler.is_compiling():
+        lora_dense.add_embedding(flat, _flat(x), lora_b_stacked, getattr(self, _MASK)[: len(flat)])
+        return
     for slot, rows in getattr(self, _TOKENS):
         _accumulate(flat, _flat(x), lora_b_stacked[slot], rows)
 

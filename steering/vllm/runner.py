@@ -31,14 +31,12 @@ from ..profile import Profile
 from ..scope import Place
 from ..texts import Answers
 from .gating import Gating, decide
+from .launch import GATES_VARIABLE
 from .steps import PROFILE_KEY, RECEIPT_KEY, Applied, Filled, Ledger, Pending, Rows, StepView
 from .versions import require_supported
 
 ATTRIBUTE = "trimtab_steering"
 """Where a runner keeps its `RunnerSteering`."""
-
-GATES_VARIABLE = "TRIMTAB_BANK_GATES"
-"""Set to 1, a server that compiles its layers has room for conditions, too; one that does not compile always has."""
 
 _SPARE_TOKENS = 1024
 """Room in the index beyond the scheduler's token budget, for the padding of captured graphs."""

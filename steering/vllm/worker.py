@@ -17,15 +17,9 @@ from typing import Any
 from ...errors import TrimtabError
 from ..profile import load_profile
 from . import attention_cpu, lora_cpu, runner, seeds_cpu
-from .launch import TERMS_VARIABLE
+from .launch import DEFAULT_ROWS, ROWS_VARIABLE, TERMS_VARIABLE
 from .plugin import SWITCH
 from .versions import require_supported
-
-ROWS_VARIABLE = "TRIMTAB_BANK_ROWS"
-"""How many rows the bank has, the empty one included. A profile takes one for each set of its tokens that is treated
-alike: one where all are, two where it tells prompt and answer apart."""
-
-DEFAULT_ROWS = 129
 
 
 class SteeringExtension:

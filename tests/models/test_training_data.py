@@ -21,7 +21,7 @@ from transformers import AutoTokenizer
 from trimtab.errors import BadInput
 from trimtab.models.embedded import random_tools, words
 from trimtab.models.embedded.answers import AXES, detect
-from trimtab.models.embedded.corpus import axes_of, base_documents, foreign_request, open_world
+from trimtab.models.embedded.corpus import axes_of, base_documents, family_group, foreign_request, open_world
 from trimtab.models.embedded.families import phrasings
 from trimtab.models.embedded.template import root_of
 from trimtab.models.train.data import IGNORE, Encoder, Example, clumps, encode, pack, to_rows
@@ -266,7 +266,7 @@ def test_what_a_tag_names_shows_in_the_documents_under_it() -> None:
     """Under `confirm` nothing is destroyed unasked, under `act` nothing is asked first, and so on."""
     seen: Counter[str] = Counter()
     with open_world() as world:
-        for document in itertools.islice(base_documents(3, world), 1500):
+        for document in itertools.islice(base_documents(3, world), 2500):
             head, *turns = document["messages"]
             if head["role"] != "system":
                 continue
@@ -288,6 +288,23 @@ def test_what_a_tag_names_shows_in_the_documents_under_it() -> None:
                     assert not shown or (second in tagged) <= (False in shown)
     assert seen["act"] > 10
     assert seen["asked"] > 10
+
+
+def test_a_group_about_a_rare_behaviour_shows_both_sides_of_it_unless_a_tag_names_one() -> None:
+    rng = random.Random(7)
+    sides: Counter[bool] = Counter()
+    with open_world() as world:
+        for _ in range(60):
+            for document in family_group(rng, world, "calc", axis="units"):
+                head, *turns = document["messages"]
+                tagged = head["role"] == "system"
+                if tagged:
+                    assert head["content"] in ("Style: metric.", "Style: imperial.")
+                calls = [call["function"] for turn in turns for call in turn.get("tool_calls") or []]
+                shown = detect("", [(call["name"], json.loads(call["arguments"])) for call in calls])["units"]
+                if shown is not None and not tagged:
+                    sides[shown] += 1
+    assert min(sides[True], sides[False]) > 0.3 * sides.total() > 5
 
 
 def test_a_tag_names_what_the_family_can_show() -> None:

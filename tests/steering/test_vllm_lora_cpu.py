@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trimtab.steering.vllm import attention_cpu
+from trimtab.steering.vllm import attention_cpu, lora_dense
 from trimtab.steering.vllm.lora_cpu import group, patch
 
 pytest.importorskip("vllm")
@@ -26,11 +27,25 @@ def wrapper_class(*, ours: bool) -> Any:
     return copy
 
 
+def arranged() -> tuple[Any, tuple[torch.Tensor, ...]]:
+    """The same stacks as vLLM writes them, slot by slot, into weights that lie as compiled code reads them."""
+    layer = SimpleNamespace(
+        lora_a_stacked=tuple(torch.zeros(SLOTS, 1, RANK, IN) for _ in OUT),
+        lora_b_stacked=tuple(torch.zeros(SLOTS, 1, out, RANK) for out in OUT),
+    )
+    lora_dense.arrange(layer)
+    for i, (a, b) in enumerate(zip(*stacks(), strict=True)):
+        for slot in range(SLOTS):
+            layer.lora_a_stacked[i][slot, 0, :RANK, :IN].copy_(a[slot, 0])
+            layer.lora_b_stacked[i][slot, 0, : OUT[i], :RANK].copy_(b[slot, 0])
+    return layer.lora_a_stacked, layer.lora_b_stacked
+
+
 def wrapper(slots: list[int], sampled: list[int], *, prefill: bool, ours: bool = True) -> Any:
     """A wrapper told each row's slot (-1: none) as the runner tells it: by adapter ids, slot s holding id s + 1."""
     from vllm.lora.layers import LoRAMapping
 
-    made = wrapper_class(ours=ours)(64, 64, "cpu")
+    made = wrapper_class(ours=ours)(64, 64, "cpu", lora_config=SimpleNamespace(max_loras=SLOTS))
     mapping = LoRAMapping(tuple(s + 1 for s in slots), tuple(s + 1 for s in sampled), is_prefill=prefill)
     made.update_metadata(mapping, [s + 1 for s in range(SLOTS)], SLOTS, 100)
     return made
@@ -75,6 +90,30 @@ def test_the_stock_op_gives_the_last_adapter_to_rows_without_one(prefill: bool) 
     assert rows[0] < 1e-4
     assert rows[2] < 1e-4
     assert rows[1] > 0.1
+
+
+@given(st.lists(st.integers(-1, SLOTS - 1), min_size=1, max_size=20))
+@settings(deadline=None, max_examples=40)
+def test_compiled_code_adds_the_same(slots: list[int]) -> None:
+    (a, b), x = arranged(), torch.randn(len(slots), IN)
+    wanted = torch.cat([dense(x, slots, *pair, 0.5) for pair in zip(*stacks(), strict=True)], dim=1)
+    for compiled in (True, False):
+        made, y = wrapper(slots, [-1], prefill=False), torch.zeros(len(slots), sum(OUT))
+
+        def run(made: Any = made, y: torch.Tensor = y) -> None:
+            made.add_lora_linear(y, x, a, b, 0.5, OUT)
+
+        torch._dynamo.reset()  # or else it gives up after a number of shapes
+        (torch.compile(run, backend="eager", fullgraph=True) if compiled else run)()
+        torch.testing.assert_close(y, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_compiled_code_reads_an_embeddings_own_adapter() -> None:
+    slots, b = [2, -1, 0], stacks()[1][0]
+    made, low, y = wrapper(slots, [-1], prefill=False), torch.randn(3, RANK), torch.ones(3, OUT[0])
+    torch.compile(lambda: made.add_lora_embedding(y, low, b), backend="eager", fullgraph=True)()
+    wanted = [torch.zeros(OUT[0]) if s < 0 else b[s, 0] @ row for row, s in zip(low, slots, strict=True)]
+    torch.testing.assert_close(y, torch.stack(wanted) + 1)
 
 
 def test_shrink_and_expand_equal_the_fused_op() -> None:

@@ -15,7 +15,7 @@ from trimtab.errors import BadInput, EngineError, LimitExceeded, NotFound
 from trimtab.steering.intervention import Gate, Intervention
 from trimtab.steering.scope import Scope
 from trimtab.steering.terms import ablate
-from trimtab.steering.vllm.cache_keys import SCOPED_KEY, phase_key
+from trimtab.steering.vllm.cache_keys import SCOPED_KEY, layout, phase_key
 from trimtab.steering.vllm.runner import RunnerSteering, decoder_layers, steering_of, step_view
 
 H, L = 6, 3
@@ -205,6 +205,11 @@ def test_a_condition_lets_tokens_through_and_a_held_one_lasts(eager: bool, monke
     assert steering.receipt("receipt-c")[0].steered == 1  # type: ignore[index]
     steering.before_dummy()
     assert torch.equal(run(x[1]), plain(x[1]))
+    # Compiled layers read the conditions' buffers in every step: a longer step must leave nothing behind.
+    assert torch.equal(steering.gating.source, torch.arange(len(steering.gating.source)))
+    assert not steering.gating.slot.any()
+    assert not steering.gating.decides.any()
+    assert steering.gating.open.all()
     with pytest.raises(EngineError, match="never went through"):
         steering.before_step(step_view(runner, schedule(runner, ("d", "h", 2, 1, 2))))
 
@@ -300,3 +305,11 @@ def test_the_plugin_leaves_other_vllms_alone() -> None:
         "print(sorted(m for m in ('torch', 'vllm', 'numpy', 'yaml', 'pydantic') if m in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_compiled_code_of_one_bank_is_not_that_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = {layout()}
+    for name in ("TRIMTAB_BANK_ROWS", "TRIMTAB_BANK_TERMS", "TRIMTAB_BANK_GATES", "TRIMTAB_STOCK_LORA"):
+        monkeypatch.setenv(name, "1")
+        seen.add(layout())
+    assert len(seen) == 5

@@ -27,7 +27,11 @@ def _table_name(rng: random.Random) -> str:
     if roll < 0.35:
         noun = rng.choice(NOUNS)
         return f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
-    return word(rng) if roll < 0.85 else f"{word(rng)}_{word(rng)}"
+    if roll < 0.85:
+        return word(rng)
+    first, second = word(rng), word(rng)
+    # SQLite keeps names that begin with `sqlite_` for itself.
+    return f"{second}_{first}" if first.lower() == "sqlite" else f"{first}_{second}"
 
 
 def _column_name(rng: random.Random, usual: tuple[str, ...]) -> str:

@@ -1,0 +1,194 @@
+"""What steering costs inside vLLM: tokens per second against stock vLLM without any plugin, in one run.
+
+Every side is an engine of its own (`arm.py`) and all take turns, round by round; a row of the table is the median over
+the rounds of the ratio of two sides in the same round. Prompts are random and as many tokens are generated for each,
+whatever they are, so all sides do the same work.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import statistics
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ...models.card import ModelCard
+from .arm import Arm, Block, Setup, Work, started
+from .bars import Bar
+from .profiles import conditional, vectors
+
+MANY = 256
+"""Live profiles in the bank of the side with vectors."""
+GATED = 8
+"""Profiles with a condition and terms."""
+RANK = 4
+"""Rank-1 terms of each of these at each layer."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A ratio that is held to a bar.
+
+    Attributes:
+        name: of the row.
+        ours, theirs: names of the two measurements.
+        bar: what their ratio has to be at least.
+    """
+
+    name: str
+    ours: str
+    theirs: str
+    bar: float
+
+
+ROWS = (
+    Row("steering.64_profiles", "64 profiles", "stock", 0.97),
+    Row("steering.256_profiles", "256 profiles", "stock, 256 requests", 0.95),
+    Row("steering.idle", "plugin, unsteered", "stock", 0.99),
+    Row("steering.gated_rank4", "conditions, rank 4", "stock", 0.80),
+    Row("lora.vs_stock_lora", "4 adapters", "4 adapters, stock", 3.0),
+    Row("lora.vs_stock_base", "4 adapters", "stock", 0.6),
+    Row("steering.vs_hooks", "64 profiles", "hooks", 3.0),
+)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The benchmark's outcome.
+
+    Attributes:
+        blocks: by measurement, one block a round.
+        facts: by engine, how it ran.
+    """
+
+    model: str
+    in_flight: int
+    tokens: int
+    threads: int
+    blocks: Mapping[str, tuple[Block, ...]]
+    facts: Mapping[str, Mapping[str, Any]]
+
+    def ratios(self, row: Row) -> list[float] | None:
+        """A row's ratio in each round; None where a side was not measured."""
+        ours, theirs = self.blocks.get(row.ours), self.blocks.get(row.theirs)
+        if not ours or not theirs:
+            return None
+        return [a.rate / b.rate for a, b in zip(ours, theirs, strict=True)]
+
+    def bars(self) -> list[Bar]:
+        """Every row that was measured."""
+        found = [(row, self.ratios(row)) for row in ROWS]
+        return [Bar(row.name, statistics.median(r), row.bar, "least") for row, r in found if r is not None]
+
+    def to_json(self, bars: Sequence[Bar]) -> dict[str, Any]:
+        """JSON-ready."""
+        spread = {row.name: r for row in ROWS if (r := self.ratios(row)) is not None}
+        return {
+            "bars": [bar.to_json() for bar in bars],
+            "unit": "generated tokens per second over those of the other side in the same round; median over rounds",
+            "ratios": spread,
+            "tokens_per_second": {n: statistics.median(b.rate for b in blocks) for n, blocks in self.blocks.items()},
+            "blocks": {name: [asdict(b) for b in blocks] for name, blocks in self.blocks.items()},
+            "engines": {name: dict(facts) for name, facts in self.facts.items()},
+            "model": self.model,
+            "in_flight": self.in_flight,
+            "tokens": self.tokens,
+            "threads": self.threads,
+        }
+
+
+def measure(
+    card: ModelCard,
+    adapters: Sequence[Path],
+    scratch: Path,
+    *,
+    rounds: int,
+    in_flight: int,
+    prompt: int,
+    tokens: int,
+    threads: int,
+    told: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
+) -> Measured:
+    """Start every engine, and let them take turns.
+
+    Args:
+        card: the base model.
+        adapters: PEFT folders to mix; without any, the rows on LoRA are left out.
+        scratch: an empty folder for profiles and logs.
+        rounds: how often each side is measured.
+        in_flight: requests at once.
+        prompt, tokens: of each request.
+    """
+    setups, works = plan(card, adapters, scratch, in_flight=in_flight, prompt=prompt, tokens=tokens, threads=threads)
+    blocks: dict[str, list[Block]] = {name: [] for name in works}
+    with contextlib.ExitStack() as stack:
+        arms: dict[str, Arm] = {}
+        for name, setup in setups.items():
+            told(f"starting the engine: {name}")
+            arms[name] = stack.enter_context(started(name, setup, scratch / "logs" / f"{name}.log"))
+            arms[name].wait()
+        for name, (arm, work) in works.items():  # one each that does not count
+            told(f"warming up: {name}")
+            arms[arm].run(work)
+        for number in range(rounds):
+            order = list(works)
+            random.Random(number).shuffle(order)
+            for name in order:
+                arm, work = works[name]
+                block = arms[arm].run(work)
+                check_steered(name, work, block)
+                blocks[name].append(block)
+            rates = ", ".join(f"{name} {blocks[name][-1].rate:,.0f}" for name in works)
+            told(f"round {number + 1} of {rounds}, tokens/s: {rates}")
+        facts = {name: arm.facts for name, arm in arms.items()}
+    return Measured(card.name, in_flight, tokens, threads, {n: tuple(b) for n, b in blocks.items()}, facts)
+
+
+def plan(
+    card: ModelCard, adapters: Sequence[Path], scratch: Path, *, in_flight: int, prompt: int, tokens: int, threads: int
+) -> tuple[dict[str, Setup], dict[str, tuple[str, Work]]]:
+    """The engines by name, and what is measured: name -> (engine, block)."""
+    many = vectors(card, MANY, scratch / "vectors")
+    gated = conditional(card, GATED, RANK, scratch / "gated")
+    stock = Setup("vllm", str(card.path), in_flight=in_flight, threads=threads)
+    setups = {
+        "stock": stock,
+        "vectors": replace(stock, plugin=True, profiles=many, rows=MANY + 1),
+        "conditions": replace(stock, plugin=True, profiles=gated, rows=GATED + 1, terms=GATED * RANK, gates=True),
+        "hooks": replace(stock, kind="hooks", profiles=many[:1]),
+    }
+    none = (None,) * in_flight
+
+    def work(profiles: Sequence[int | None], mixed: Sequence[int | None] | None = None) -> Work:
+        return Work(tuple(profiles), tuple(mixed or (None,) * len(profiles)), prompt, tokens)
+
+    works = {
+        "stock": ("stock", work(none)),
+        "plugin, unsteered": ("vectors", work(none)),
+        "64 profiles": ("vectors", work([i % 64 for i in range(in_flight)])),
+        "stock, 256 requests": ("stock", work([None] * MANY)),
+        "256 profiles": ("vectors", work(range(MANY))),
+        "conditions, rank 4": ("conditions", work([i % GATED for i in range(in_flight)])),
+        "hooks": ("hooks", work([0] * in_flight)),
+    }
+    if adapters:
+        folders = tuple(str(folder) for folder in adapters)
+        setups["stock with LoRA"] = replace(stock, adapters=folders)
+        setups["LoRA"] = replace(stock, plugin=True, adapters=folders)
+        mixed = [i % len(folders) for i in range(in_flight)]
+        works["4 adapters, stock"] = ("stock with LoRA", work(none, mixed))
+        works["4 adapters"] = ("LoRA", work(none, mixed))
+    return setups, works
+
+
+def check_steered(name: str, work: Work, block: Block) -> None:
+    """Raises EngineError when steering was asked for and did not act: its speed would say nothing."""
+    from ...errors import EngineError
+
+    asked = sum(profile is not None for profile in work.profiles)
+    if asked and block.steered == 0:
+        raise EngineError("profiles were asked for and no token was steered", where=name)
