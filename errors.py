@@ -3,6 +3,7 @@
     TrimtabError                    what was wrong, where, and what to do
     ├── NotFound                    an unknown profile, tool, model, suite or run (HTTP 404)
     ├── BadInput                    a file, argument or request that does not hold together (HTTP 400)
+    ├── Forbidden                   something that the caller may not do (HTTP 403)
     ├── EngineError                 an engine that could not answer (HTTP 502)
     │   ├── EngineUnavailable       it is not there, or went away: the request may be tried again
     │   └── EngineRefused           it answered with a 4xx: trying again will not help
@@ -52,6 +53,12 @@ class BadInput(TrimtabError):
     """A file, argument or request that does not hold together."""
 
     status, exit_code = 400, 2
+
+
+class Forbidden(TrimtabError):
+    """Something that the caller may not do."""
+
+    status, exit_code = 403, 2
 
 
 class EngineError(TrimtabError):

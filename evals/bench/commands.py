@@ -1,4 +1,4 @@
-"""`trimtab bench train` and `trimtab bench steering`."""
+"""`trimtab bench train`, `trimtab bench steering` and `trimtab bench soak`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...models.arguments import positive
+from ...models.arguments import above_zero, positive
 
 if TYPE_CHECKING:
     from .bars import Bar
+    from .soak_tally import Soaked
 
 
 def add_commands(subparsers: Any) -> Any:
@@ -47,10 +48,30 @@ def add_commands(subparsers: Any) -> Any:
     steering.add_argument("--in-flight", type=positive, default=64, metavar="N", help="requests at once (default: 64)")
     steering.add_argument("--prompt", type=positive, default=32, metavar="N", help="tokens of a prompt (default: 32)")
     steering.add_argument("--tokens", type=positive, default=96, metavar="N", help="tokens generated (default: 96)")
+    steering.add_argument(
+        "--requests",
+        type=int,
+        default=10_000,
+        metavar="N",
+        help="answers under load while profiles are swapped; 0 leaves this part out (default: 10000)",
+    )
     steering.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: all cores)")
     steering.add_argument("--plot", type=Path, metavar="FILE", help="a .png file")
     steering.add_argument("--json", action="store_true", help="print one JSON document and nothing else on stdout")
     steering.set_defaults(handler=_steering)
+    soak = parts.add_parser(
+        "soak",
+        help="a server under load while profiles come and go and the server is killed: is any answer wrong?",
+        description="Random requests, loads, unloads, new versions, hang-ups and kills; every answer is held to its "
+        "receipt, and afterwards to Hugging Face, PEFT and hooks. Exit code 1 when any was wrong or lost.",
+    )
+    soak.add_argument("--model", metavar="M", default="trimtab-nano", help="name or folder (default: %(default)s)")
+    soak.add_argument("--minutes", type=above_zero, default=10.0, metavar="M", help="how long (default: 10)")
+    soak.add_argument("--clients", type=positive, default=24, metavar="N", help="requests at once (default: 24)")
+    soak.add_argument("--kills", type=int, default=2, metavar="N", help="times the server is killed (default: 2)")
+    soak.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn (default: 0)")
+    soak.add_argument("--json", action="store_true", help="print one JSON document and nothing else on stdout")
+    soak.set_defaults(handler=_soak)
     return parts
 
 
@@ -134,9 +155,14 @@ def _steering(args: argparse.Namespace) -> int:
             threads=args.threads or os.cpu_count() or 1,
         )
     bars = found.bars()
+    soaked = _soaked(args.model, requests=args.requests) if args.requests > 0 else None
+    if soaked is not None:
+        bars += soaked.bars()
     if args.plot is not None:
         write_atomic(args.plot, steering_png(found, bars))
     document = found.to_json(bars)
+    if soaked is not None:
+        document["swaps"] = soaked.to_json()
     if args.json:
         print(json.dumps(document, indent=2))
         return 0
@@ -144,6 +170,39 @@ def _steering(args: argparse.Namespace) -> int:
         print(f"{name:<24} {rate:>9,.0f} tokens/s")
     _print_bars(bars)
     return 0
+
+
+def _soaked(model: str, **how: Any) -> Soaked:
+    import asyncio
+    import tempfile
+
+    from ...models.card import find_model
+    from ...models.embedded import default_store
+    from ...steering.store import ProfileStore
+    from .soak import soak
+
+    with tempfile.TemporaryDirectory(prefix="trimtab-soak-") as folder:
+        scratch = Path(folder)
+        store = ProfileStore(scratch, *default_store().roots[1:])
+        return asyncio.run(soak(find_model(model), store, scratch, **how))
+
+
+def _soak(args: argparse.Namespace) -> int:
+    from ...models.engines.vllm import require_vllm
+
+    require_vllm()
+    found = _soaked(args.model, minutes=args.minutes, clients=args.clients, kills=args.kills, seed=args.seed)
+    bars = found.bars()
+    if args.json:
+        print(json.dumps(found.to_json(), indent=2))
+    else:
+        counts = ", ".join(f"{count:,} {kind}" for kind, count in sorted(found.tally.counts.items()))
+        print(f"{found.seconds:.0f} s: {counts}")
+        print(f"{found.replayed} distinct answers replayed, at most {found.difference:.2g} nats from the reference")
+        for text in [*found.tally.wrong, *found.tally.lost][:20]:
+            print(f"  {text}")
+        _print_bars(bars)
+    return 1 if found.tally.wrong or found.tally.lost else 0
 
 
 def _require_png(plot: Path | None) -> None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ...errors import BadInput, TrimtabError
 from .cache_keys import SCOPED_KEY
-from .live import SALT_PREFIX, LiveProfile
+from .served import SALT_PREFIX, LiveProfile
 from .steps import PROFILE_KEY, RECEIPT_KEY
 
 OPTION = "trimtab"
-"""Field of a request body with Trimtab's own options: `{"receipt": true}`."""
+"""Field of a request body with Trimtab's own options; see `Options`."""
 
 _SMUGGLED_IN = ("vllm_xargs", "extra_args")
 
@@ -45,14 +46,59 @@ def refuse_smuggling(body: Any) -> None:
             refuse_smuggling(value)
 
 
-def wants_receipt(body: dict[str, Any]) -> bool:
+@dataclass(frozen=True)
+class Options:
+    """What a request asks of Trimtab: `{"profile": "calc", "strength": 0.7, "receipt": true}`, each as it likes.
+
+    Attributes:
+        profile: a profile to use instead of naming it as `model`, or None.
+        strength: what its steering is multiplied by, or None for the profile's own.
+        receipt: whether the answer carries the receipt.
+    """
+
+    profile: str | None = None
+    strength: float | None = None
+    receipt: bool = False
+
+
+def options(body: dict[str, Any]) -> Options:
     """Take Trimtab's options out of a body. Raises BadInput when they are malformed."""
-    option = body.pop(OPTION, None)
-    if option is None:
-        return False
-    if not isinstance(option, dict) or set(option) - {"receipt"} or not isinstance(option.get("receipt", False), bool):
-        raise BadInput('the only option is {"receipt": true}', where=OPTION, fix="Correct or remove the field")
-    return bool(option.get("receipt", False))
+    found = body.pop(OPTION, None)
+    if found is None:
+        return Options()
+    fix = 'Give some of {"profile": "a name", "strength": 0.7, "receipt": true}'
+    if not isinstance(found, dict) or set(found) - {"profile", "strength", "receipt"}:
+        raise BadInput("not an object with the known options", where=OPTION, fix=fix)
+    kinds: dict[str, tuple[type, ...]] = {"profile": (str,), "strength": (int, float), "receipt": (bool,)}
+    for name, value in found.items():
+        wrong = isinstance(value, bool) and name != "receipt"
+        if wrong or not isinstance(value, kinds[name]):
+            raise BadInput(f"{value!r} is no {name}", where=f"{OPTION}.{name}", fix=fix)
+    strength = found.get("strength")
+    if strength is not None:
+        try:
+            strength = float(strength)
+        except OverflowError:  # a whole number of hundreds of digits
+            strength = math.inf
+    return Options(found.get("profile"), strength, found.get("receipt", False))
+
+
+def model_of(body: Mapping[str, Any], wanted: Options, base: Collection[str]) -> Any:
+    """What a request's `model` stands for: the profile that its options name, if they do.
+
+    Raises:
+        BadInput: `model` names one profile and the options another.
+    """
+    model = body.get("model")
+    if wanted.profile is None:
+        return model
+    if isinstance(model, str) and model not in base and model != wanted.profile:
+        raise BadInput(
+            f"`model` says {model!r}, the options say {wanted.profile!r}",
+            where=f"{OPTION}.profile",
+            fix="Name the profile once",
+        )
+    return wanted.profile
 
 
 def rewrite(body: Mapping[str, Any], entry: LiveProfile | None, base: str, receipt: str | None) -> dict[str, Any]:

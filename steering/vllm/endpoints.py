@@ -3,14 +3,14 @@
     GET  /v1/models                                 the base model and the live profiles
     POST /v1/chat/completions, /v1/completions      `model` is the base model's id, or a profile as `name`,
                                                     `name@version` or `name@sha256:...`
-    GET  /v1/trimtab/profiles                       the live profiles, and why others are not
-    POST /v1/trimtab/profiles/load, .../unload      {"name": ...}
     GET  /v1/trimtab/receipts/{response id}         what was applied to a recent response
+         /v1/trimtab/profiles...                    see `routes.py`
 
 A profile is resolved or refused before anything is generated: `model` becomes the base model or its adapter inside
 vLLM, the profile's hash goes to the model runner and into the prefix cache's salt, its decoding defaults fill what
-the request leaves open. Responses carry the profile's id as `model`, and the receipt when the request has `"trimtab":
-{"receipt": true}`: in the body, or in a chunk of its own before the end of a stream.
+the request leaves open. Responses carry the profile's id as `model`. A request's `"trimtab": {...}` may name the
+profile instead of `model`, give its steering another strength, and ask for the receipt (`{"receipt": true}`): it comes
+in the body, or in a chunk of its own before the end of a stream.
 
 Why a middleware (`--middleware`) and no endpoint plugin: such a plugin would replace the completion routes and so copy
 vLLM's handling of errors, cancelling and streams, and vLLM loads it only when named in `VLLM_PLUGINS` and swallows a
@@ -33,7 +33,9 @@ from typing import Any
 from ...errors import BadInput, NotFound, TrimtabError
 from . import bodies
 from .launch import LIVE_VARIABLE, PROFILES_VARIABLE
-from .live import LiveProfile, LiveProfiles
+from .live import LiveProfiles
+from .routes import own_route
+from .served import LiveProfile
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -48,6 +50,8 @@ BASE_ONLY = frozenset({"/tokenize", "/detokenize"})
 """Routes that do the same whatever the profile, so a profile's name is taken for the base model's."""
 GUARDED = ("/v1", "/v2", "/inference", "/cohere")
 """Where vLLM asks for the API key."""
+OWN = "/v1/trimtab/"
+RECEIPTS = "/v1/trimtab/receipts/"
 RECENT = 4096
 """Responses whose receipt can be asked for afterwards."""
 
@@ -99,8 +103,12 @@ class TrimtabMiddleware:
 
     async def _http(self, live: LiveProfiles, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         method = scope["method"]
-        if path.startswith("/v1/trimtab/"):
-            await _send_json(send, 200, await self._own(live, method, path, receive))
+        if path.startswith(RECEIPTS) and method == "GET":
+            await _send_json(send, 200, await self._receipt(live, path.removeprefix(RECEIPTS)))
+        elif path.startswith(OWN):
+            headers = {bytes(k).decode("latin-1").lower(): bytes(v).decode("latin-1") for k, v in scope["headers"]}
+            answer = await own_route(live, method, path.removeprefix(OWN), headers, lambda: _read(receive))
+            await _send_json(send, 200, answer)
         elif path == "/v1/models" and method == "GET":
             await self.app(scope, receive, _Whole(send, lambda data: _with_profiles(live, data)))
         elif method == "POST" and not _header(scope, b"content-type").startswith("multipart/"):
@@ -108,34 +116,16 @@ class TrimtabMiddleware:
         else:
             await self.app(scope, receive, send)
 
-    async def _own(self, live: LiveProfiles, method: str, path: str, receive: Receive) -> dict[str, Any]:
-        """Trimtab's own routes."""
-        what = path.removeprefix("/v1/trimtab/")
-        if (method, what) == ("GET", "profiles"):
-            return {
-                "model": live.base_names[0],
-                "profiles": [entry.describe() for entry in live.profiles()],
-                "refused": live.refused,
-                "worker": await live.ask_worker(),
-            }
-        if method == "POST" and what in ("profiles/load", "profiles/unload"):
-            body = _object(await _read(receive))
-            name = body.get("name")
-            if not isinstance(name, str) or set(body) - {"name"}:
-                raise BadInput('the body is not {"name": "a profile"}', where="body", fix="Correct it")
-            entry = await (live.load(name) if what.endswith("/load") else live.unload(name))
-            return {"live": what.endswith("/load"), "profile": entry.describe()}
-        if method == "GET" and what.startswith("receipts/"):
-            known = self._recent.get(what.removeprefix("receipts/"))
-            found = await live.receipt(*known) if known else None
-            if found is None:
-                raise NotFound(
-                    "no receipt is kept for this response",
-                    where="id",
-                    fix=f"Receipts are kept for profiles' last {RECENT} responses, and for others that asked for one",
-                )
-            return {"receipt": found}
-        raise NotFound(f"there is no {method} {path}", where="path", fix="See GET /v1/trimtab/profiles")
+    async def _receipt(self, live: LiveProfiles, response: str) -> dict[str, Any]:
+        known = self._recent.get(response)
+        found = await live.receipt(*known) if known else None
+        if found is None:
+            raise NotFound(
+                "no receipt is kept for this response",
+                where="id",
+                fix=f"Receipts are kept for profiles' last {RECENT} responses, and for others that asked for one",
+            )
+        return {"receipt": found}
 
     async def _post(self, live: LiveProfiles, path: str, scope: Scope, receive: Receive, send: Send) -> None:
         raw = await _read(receive)
@@ -149,9 +139,14 @@ class TrimtabMiddleware:
         bodies.refuse_smuggling(body)
         model = body.get("model")
         if path in GENERATE:
-            wanted = bodies.wants_receipt(body)
+            wanted = bodies.options(body)
+            model = bodies.model_of(body, wanted, live.base_names)
             entry = live.resolve(model) if isinstance(model, str) else None
-            await self._generate(live, entry, wanted, body, scope, receive, send)
+            if wanted.strength is not None:
+                if entry is None:
+                    raise BadInput("the base model has no strength", where="trimtab.strength", fix="Name a profile")
+                entry = await live.at(entry, wanted.strength)
+            await self._generate(live, entry, wanted.receipt, body, scope, receive, send)
             return
         if isinstance(model, str):
             if model in live.adapter_names():
@@ -307,16 +302,6 @@ def _authoriser(args: Any) -> Callable[[Scope], bool]:
         return lambda scope: True
     checker = AuthenticationMiddleware(lambda *_: None, tokens)
     return lambda scope: scope["method"] == "OPTIONS" or bool(checker.verify_token(Headers(scope=scope)))
-
-
-def _object(raw: bytes) -> dict[str, Any]:
-    try:
-        body = json.loads(raw)
-    except (ValueError, RecursionError):
-        body = None
-    if not isinstance(body, dict):
-        raise BadInput("the body is not a JSON object", where="body", fix='Send {"name": "a profile"}')
-    return body
 
 
 async def _read(receive: Receive) -> bytes:

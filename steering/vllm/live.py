@@ -7,11 +7,9 @@ of it holds or nothing: a step that fails takes back the ones before it.
 from __future__ import annotations
 
 import asyncio
-import hashlib
+import functools
 import logging
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,90 +17,17 @@ from ...errors import BadInput, EngineError, LimitExceeded, NotFound, TrimtabErr
 from ...home import home
 from ..files import model_sha256
 from ..profile import Profile, load_profile
-from ..scope import prompt_end_reach
 from ..store import ProfileStore
+from ..strength import at_strength
 from ..weights import merged_adapter, served_name
+from .ladder import Ladder
+from .served import LiveProfile, ServedAdapter
 
 log = logging.getLogger("vllm.trimtab")
 
 _KINDS: dict[str, type[TrimtabError]] = {
     kind.__name__: kind for kind in (BadInput, NotFound, LimitExceeded, EngineError)
 }
-
-
-@dataclass
-class ServedAdapter:
-    """A merged adapter inside vLLM, shared by the profiles with the same weights."""
-
-    name: str
-    sha256: str
-    users: int = 0
-
-
-@dataclass(eq=False)
-class LiveProfile:
-    """A profile requests can name.
-
-    Attributes:
-        profile: as loaded.
-        adapter: what vLLM serves for its weights, or None.
-        loaded: when it went live, seconds since the epoch.
-        in_flight: requests that run under it now.
-    """
-
-    profile: Profile
-    adapter: ServedAdapter | None
-    loaded: float = field(default_factory=time.time)
-    in_flight: int = 0
-    closing: bool = False
-    idle: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def __post_init__(self) -> None:
-        self.idle.set()
-
-    @property
-    def scoped(self) -> int:
-        """0 where every token is treated alike. Else, 1 more than the number of tokens at the prompt's end whose
-        treatment depends on where it ends."""
-        return prompt_end_reach(
-            (part.scope for part in self.profile.interventions),
-            held=self.profile.gate is not None and self.profile.gate.hold,
-        )
-
-    def enter(self) -> None:
-        """A request starts."""
-        self.in_flight += 1
-        self.idle.clear()
-
-    def leave(self) -> None:
-        """A request ended."""
-        self.in_flight -= 1
-        if not self.in_flight:
-            self.idle.set()
-
-    def cache_salt(self, given: str | None) -> str:
-        """The salt of the prefix cache: this profile's own, kept apart by the client's salt where there is one."""
-        mixed = hashlib.sha256(f"{self.profile.sha256}\n{given or ''}".encode()).hexdigest()
-        return f"{SALT_PREFIX}{mixed}"
-
-    def describe(self) -> dict[str, Any]:
-        """The profile as JSON-ready fields."""
-        p = self.profile
-        return {
-            "id": p.id,
-            "name": p.name,
-            "version": p.version,
-            "description": p.description,
-            "sha256": p.sha256,
-            "adapter_sha256": self.adapter.sha256 if self.adapter else None,
-            "layers": list(p.layers),
-            "decoding": p.decoding.model_dump(exclude_none=True),
-            "in_flight": self.in_flight,
-        }
-
-
-SALT_PREFIX = "trimtab:"
-"""How the salts of steered requests begin; a client's own salt may not."""
 
 
 class LiveProfiles:
@@ -119,6 +44,7 @@ class LiveProfiles:
         self._store = ProfileStore(*roots) if roots else None
         self._live: dict[str, LiveProfile] = {}
         self._adapters: dict[str, ServedAdapter] = {}
+        self._ladder = Ladder()
         self._lock = asyncio.Lock()
         self._base_sha: str | None = None
         self.worker: dict[str, Any] = {}
@@ -217,6 +143,25 @@ class LiveProfiles:
             raise BadInput("this server has no profile store", where="TRIMTAB_PROFILES", fix="Start it with one")
         return await self._load(await asyncio.to_thread(self._store.get, spec))
 
+    async def put(self, folder: Path, spec: str) -> LiveProfile:
+        """Save the profile in a folder in the store, and make it live.
+
+        Args:
+            spec: the `name@version` it must have.
+
+        Raises:
+            BadInput: it has another, does not load, does not fit the model, or its place is taken by other content;
+                the store is unchanged.
+            LimitExceeded: there is no room for it; it is in the store.
+        """
+        if self._store is None:
+            raise BadInput("this server has no profile store", where="TRIMTAB_PROFILES", fix="Start it with one")
+        found = await asyncio.to_thread(load_profile, folder)
+        if found.id != spec:
+            raise BadInput(f"the profile is {found.id}, not {spec}", where="path", fix="PUT it under its own name")
+        await asyncio.to_thread(self._checked, found)
+        return await self._load(await asyncio.to_thread(self._store.save, folder))
+
     async def _load(self, found: Profile) -> LiveProfile:
         async with self._lock:
             if found.name in self.base_names:
@@ -232,17 +177,51 @@ class LiveProfiles:
                         where=f"profile {profile.id}",
                         fix="Raise the version of the new one, or unload the old one first",
                     )
-            adapter = await self._take_adapter(profile)
-            try:
-                await self._ask("trimtab_load", str(profile.directory.resolve()), profile.sha256)
-            except BaseException:
-                await self._release_adapter(adapter)
-                raise
-            entry = LiveProfile(profile, adapter)
+            entry = await self._ladder.with_room(lambda: self._made(profile, profile.sha256), self._gone)
             self._live[profile.sha256] = entry
             self.refused.pop(profile.id, None)
             log.info("Profile %s (%s) is live", profile.id, profile.sha256[:12])
             return entry
+
+    async def at(self, entry: LiveProfile, strength: float) -> LiveProfile:
+        """A live profile at another strength; made live on demand, and given up when room is needed and nobody uses it.
+
+        Raises:
+            NotFound: the profile is not live any more.
+            BadInput: it has no strength, or not this one.
+            LimitExceeded: there is no room, and all other strengths are in use.
+        """
+        if strength == 1.0:
+            at_strength(entry.profile, strength)
+            return entry
+        rung = self._ladder.get(entry.own_sha256, strength)
+        if rung is not None:
+            return rung
+        async with self._lock:
+            if entry.closing or self._live.get(entry.own_sha256) is not entry:
+                raise NotFound(f"{entry.profile.id} is not live", where="model")
+            rung = self._ladder.get(entry.own_sha256, strength)
+            if rung is None:
+                profile = at_strength(entry.profile, strength)
+                make = functools.partial(self._made, profile, entry.own_sha256, strength)
+                rung = await self._ladder.with_room(make, self._gone, counts=True)
+                self._ladder.add(rung)
+            return rung
+
+    async def _made(self, profile: Profile, own_sha256: str, strength: float = 1.0) -> LiveProfile:
+        """Put a profile's adapter into vLLM and its vectors into the banks: both, or neither."""
+        adapter = await self._take_adapter(profile)
+        try:
+            await self._ask("trimtab_load", str(profile.directory.resolve()), own_sha256, strength)
+        except BaseException:
+            await self._release_adapter(adapter)
+            raise
+        return LiveProfile(profile, adapter, own_sha256, strength)
+
+    async def _gone(self, entry: LiveProfile) -> None:
+        """Take out of banks and vLLM what `_made` put there; no request may use it any more."""
+        await self._ask("trimtab_unload", entry.profile.sha256)
+        await self._release_adapter(entry.adapter)
 
     def _checked(self, found: Profile) -> Profile:
         """The profile, checked against the base model that is served. Blocking: reads the model's weights once."""
@@ -266,17 +245,29 @@ class LiveProfiles:
             entry = self.resolve(spec)
             if entry is None:
                 raise BadInput("this is the base model", where=spec, fix="Name a profile")
-            entry.closing = True
+            rungs = self._ladder.of(entry.own_sha256)
+            leaving = [*rungs, entry]
+            for one in leaving:
+                one.closing = True
             try:
-                await asyncio.wait_for(entry.idle.wait(), timeout)
-                await self._ask("trimtab_unload", entry.profile.sha256)
-            except TimeoutError:
-                entry.closing = False
+                async with asyncio.timeout(timeout):
+                    for one in leaving:
+                        await one.idle.wait()
+            except BaseException as error:
+                for one in leaving:
+                    one.closing = False
+                if not isinstance(error, TimeoutError):
+                    raise
                 raise LimitExceeded(
-                    f"{entry.in_flight} requests still run under it after {timeout:g} s",
+                    f"{sum(one.in_flight for one in leaving)} requests still run under it after {timeout:g} s",
                     where=f"profile {entry.profile.id}",
                     fix="Try again later",
                 ) from None
+            for one in rungs:
+                self._ladder.remove(one)
+                await self._gone(one)
+            try:
+                await self._ask("trimtab_unload", entry.profile.sha256)
             except BaseException:
                 entry.closing = False
                 raise
@@ -304,7 +295,8 @@ class LiveProfiles:
             "engine": "vllm",
             "model": self.base_names[0],
             "profile": profile.id if profile else None,
-            "profile_sha256": profile.sha256 if profile else None,
+            "profile_sha256": entry.own_sha256 if entry else None,
+            "strength": entry.strength if entry else None,
             "adapter_sha256": adapter.sha256 if adapter else None,
             "layers": list(profile.layers) if profile else [],
             "tokens_steered": None

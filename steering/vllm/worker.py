@@ -16,6 +16,7 @@ from typing import Any
 
 from ...errors import TrimtabError
 from ..profile import load_profile
+from ..strength import at_strength
 from . import attention_cpu, lora_cpu, runner, seeds_cpu
 from .launch import DEFAULT_ROWS, ROWS_VARIABLE, TERMS_VARIABLE
 from .plugin import SWITCH
@@ -48,8 +49,9 @@ class SteeringExtension:
 
         return _answer(describe)
 
-    def trimtab_load(self, directory: str, sha256: str) -> dict[str, Any]:
-        """Make the profile in `directory` live, provided that its identity is still `sha256`."""
+    def trimtab_load(self, directory: str, sha256: str, strength: float = 1.0) -> dict[str, Any]:
+        """Make the profile in `directory` live, provided that its identity is still `sha256`; at another strength than
+        1 under the identity that `at_strength` gives it."""
 
         def load() -> dict[str, Any]:
             steering = runner.steering_of(self.model_runner)
@@ -57,6 +59,8 @@ class SteeringExtension:
             profile = load_profile(Path(directory), hidden_size=bank.hidden_size, num_layers=bank.num_layers)
             if profile.sha256 != sha256:
                 raise TrimtabError("the profile changed on disk while it was loaded", where=directory, fix="Load again")
+            if strength != 1.0:
+                profile = at_strength(profile, strength)
             return {"layers": sorted(steering.load(profile).layers)}
 
         return _answer(load)

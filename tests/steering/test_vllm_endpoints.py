@@ -6,6 +6,7 @@ The engine behind it is a stand-in here; test_vllm_server.py asks the same of a 
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import threading
@@ -18,11 +19,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from trimtab.errors import TrimtabError
+from trimtab.errors import LimitExceeded, TrimtabError
 from trimtab.home import file_sha256
 from trimtab.steering.document import Document
-from trimtab.steering.profile import save_profile
+from trimtab.steering.profile import load_profile, save_profile
 from trimtab.steering.store import ProfileStore
+from trimtab.steering.strength import at_strength
 
 pytest.importorskip("vllm")
 
@@ -45,10 +47,14 @@ class Engine:
         self.live: list[str] = []
         self.asked: dict[str, dict[str, Any]] = {}
         self.applied: dict[str, Any] = {}
+        self.room = 99
 
     async def collective_rpc(self, method: str, timeout: float, args: tuple[Any, ...]) -> list[dict[str, Any]]:
         if method == "trimtab_load":
-            self.live.append(args[1])
+            if len(self.live) >= self.room:
+                full = LimitExceeded("the bank is full", where="bank", fix="Unload one")
+                return [{"error": {**full.as_dict(), "status": 429}}]
+            self.live.append(at_strength(load_profile(Path(args[0])), args[2]).sha256)
         if method == "trimtab_unload":
             self.live.remove(args[0])
         if method == "trimtab_receipt":
@@ -236,6 +242,13 @@ def test_unknown_models_are_refused_before_generation(bench: Bench, model: str) 
         {"model": "base", "trimtab": True},
         {"model": "base", "trimtab": {"receipt": "yes"}},
         {"model": "base", "trimtab": {"reciept": True}},
+        {"model": "base", "trimtab": {"strength": 0.5}},
+        {"model": "terse", "trimtab": {"strength": "0.5"}},
+        {"model": "terse", "trimtab": {"strength": True}},
+        {"model": "terse", "trimtab": {"strength": 10**400}},
+        {"model": "terse", "trimtab": {"strength": 101}},
+        {"model": "terse", "trimtab": {"profile": "late"}},
+        {"model": "base", "trimtab": {"profile": 3}},
     ],
 )
 def test_fields_of_the_server_and_malformed_options_are_refused(bench: Bench, body: dict[str, Any]) -> None:
@@ -271,6 +284,7 @@ def test_receipts_in_the_answer_and_afterwards(bench: Bench) -> None:
         "model": "base",
         "profile": "terse@1",
         "profile_sha256": profiles(bench)["terse"]["sha256"],
+        "strength": 1.0,
         "adapter_sha256": None,
         "layers": [1],
         "tokens_steered": 12,
@@ -383,3 +397,114 @@ def test_requests_without_the_servers_key_learn_nothing(make: Callable[..., Benc
         bench.client.headers["authorization"] = "Bearer secret"
         assert bench.post(model="nobody").status_code == 404
         assert len(profiles(bench)) == 2
+
+
+def test_a_profile_named_in_the_options(bench: Bench) -> None:
+    for model in ("base", "terse"):
+        assert bench.post(model=model, trimtab={"profile": "terse"}).json()["model"] == "terse@1"
+    assert bench.post(model="base", trimtab={"profile": "nobody"}).status_code == 404
+
+
+def test_strengths_are_profiles_of_their_own_inside_and_one_outside(bench: Bench) -> None:
+    own = profiles(bench)["terse"]["sha256"]
+    sent = {}
+    for strength in (1, 1.0, 0.5, 0.5, -2, 0):
+        answer = bench.post(model="terse", trimtab={"strength": strength, "receipt": True})
+        assert answer.status_code == 200, answer.text
+        receipt = answer.json()["trimtab"]["receipt"]
+        assert (receipt["profile"], receipt["profile_sha256"], receipt["strength"]) == ("terse@1", own, strength)
+        body = bench.bodies[-1]
+        sent[strength] = (body["vllm_xargs"]["trimtab"], body["cache_salt"])
+    assert sent[1][0] == own
+    assert len(set(sent.values())) == len({salt for _, salt in sent.values()}) == 4
+    assert len(bench.engine.live) == 2 + 3
+    assert len(profiles(bench)) == 2, "they are not listed"
+    assert bench.client.delete("/v1/trimtab/profiles/terse").status_code == 200
+    assert len(bench.engine.live) == 1, "a profile takes its strengths along"
+    assert bench.post(model="terse", trimtab={"strength": 0.5}).status_code == 404
+
+
+def test_strengths_nobody_uses_give_way(bench: Bench, store: Path) -> None:
+    bench.engine.room = 4
+
+    def ask(strength: float) -> int:
+        return int(bench.post(model="terse", trimtab={"strength": strength}).status_code)
+
+    assert [ask(s) for s in (0.1, 0.2, 0.1, 0.3)] == [200] * 4
+    live = set(bench.engine.live)
+    terse = next(p for p in bench.client.get("/v1/trimtab/profiles").json()["profiles"] if p["name"] == "terse")
+    loaded = {at_strength(load_profile(store / terse["id"]), s).sha256 for s in (1.0, 0.1, 0.3)}
+    assert loaded < live, "the least recently used, 0.2, is gone"
+    bench.hold.clear()
+    running = [threading.Thread(target=ask, args=(s,)) for s in (0.1, 0.3)]
+    before = len(bench.bodies)
+    for thread in running:
+        thread.start()
+    while len(bench.bodies) < before + 2:
+        time.sleep(0.01)
+    refused = bench.post(model="terse", trimtab={"strength": 0.4})
+    assert refused.status_code == 429, "those in use stay"
+    assert set(bench.engine.live) == live
+    bench.hold.set()
+    for thread in running:
+        thread.join()
+    assert ask(0.4) == 200
+
+
+def upload(folder: Path) -> dict[str, Any]:
+    files = {str(p.relative_to(folder)): p for p in folder.rglob("*") if p.is_file()}
+    return {"files": {name: base64.b64encode(path.read_bytes()).decode() for name, path in files.items()}}
+
+
+def test_profiles_are_uploaded_with_the_admin_key_alone(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = file_sha256(bench.folder / "model.safetensors")
+    add(tmp_path / "mine", base, "new")
+    body, place = upload(tmp_path / "mine" / "new@1"), "/v1/trimtab/profiles/new@1"
+    assert bench.client.put(place, json=body).status_code == 403, "without a key set nobody may"
+    monkeypatch.setenv("TRIMTAB_ADMIN_KEY", "hush")
+    for key in ({}, {"x-trimtab-admin-key": "wrong"}):
+        assert bench.client.put(place, json=body, headers=key).status_code == 403
+        assert bench.client.delete("/v1/trimtab/profiles/terse", headers=key).status_code == 403
+        assert bench.client.post("/v1/trimtab/profiles/unload", json={"name": "terse"}, headers=key).status_code == 403
+    bench.client.headers["x-trimtab-admin-key"] = "hush"
+    assert bench.client.put("/v1/trimtab/profiles/old@1", json=body).status_code == 400
+    answer = bench.client.put(place, json=body)
+    assert (answer.status_code, answer.json()["profile"]["id"]) == (200, "new@1"), answer.text
+    assert bench.client.put(place, json=body).status_code == 200, "the same again is no fault"
+    shown = bench.client.get("/v1/trimtab/profiles/new").json()
+    assert shown["document"]["interventions"][0]["strength"] == 2.0
+    assert bench.post(model="new").status_code == 200
+    add(tmp_path / "other", base, "new", tokens="generated")
+    assert bench.client.put(place, json=upload(tmp_path / "other" / "new@1")).status_code == 400
+    assert bench.client.delete(place).json()["live"] is False
+    assert bench.client.get("/v1/trimtab/profiles/new").status_code == 404
+    assert bench.client.post("/v1/trimtab/profiles/load", json={"name": "new"}).status_code == 200, "it is in the store"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda files: files.pop("profile.yaml"),
+        lambda files: files.update({"../evil.safetensors": "AA=="}),
+        lambda files: files.update({"/tmp/evil.safetensors": "AA=="}),
+        lambda files: files.update({"run.py": "AA=="}),
+        lambda files: files.update({"v.pt": "AA=="}),
+        lambda files: files.update({"v.safetensors": "AAAA"}),
+        lambda files: files.update({"v.safetensors": "not base64"}),
+        lambda files: files.update({"v.safetensors": 3}),
+    ],
+)
+def test_bad_uploads_leave_nothing(
+    bench: Bench, tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], Any]
+) -> None:
+    monkeypatch.setenv("TRIMTAB_ADMIN_KEY", "hush")
+    add(tmp_path / "mine", file_sha256(bench.folder / "model.safetensors"), "new")
+    body = upload(tmp_path / "mine" / "new@1")
+    change(body["files"])
+    before = sorted(store.rglob("*"))
+    answer = bench.client.put("/v1/trimtab/profiles/new@1", json=body, headers={"x-trimtab-admin-key": "hush"})
+    assert answer.status_code == 400, answer.text
+    assert sorted(store.rglob("*")) == before
+    assert len(bench.engine.live) == 2
