@@ -17,10 +17,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from trimtab.home import file_sha256
+from trimtab.models.embedded import PROFILES
 from trimtab.steering.document import Document
 from trimtab.steering.files import model_sha256
 from trimtab.steering.hooks import adapted, steered
-from trimtab.steering.profile import Profile, save_profile
+from trimtab.steering.profile import Profile, load_profile, save_profile
+from trimtab.steering.strength import at_strength
 from trimtab.steering.weights import merged_adapter
 
 pytestmark = pytest.mark.server
@@ -263,6 +265,33 @@ def test_profiles_change_answers(bench: Bench) -> None:
     }
     for one, other in itertools.combinations(scores, 2):
         assert scores[one] != pytest.approx(scores[other], abs=0.02), f"{one} and {other} answer alike"
+
+
+@pytest.mark.parametrize("strength", [0.5, -1.0, 0])
+def test_a_strength_scales_the_steering_alone(bench: Bench, strength: float) -> None:
+    names = ["t-all", "t-both", "t-terms", "t-below"]
+    if "calc-casual" in live_names(bench):  # a weight delta, where the shipped profiles fit the model
+        bench.profiles["calc-casual"] = load_profile(PROFILES / "calc-casual@1")
+        names.append("calc-casual")
+    try:
+        for name in names:
+            profile, prompt = bench.profiles[name], bench.prompt(40)
+            assert profile is not None
+            answer = bench.ask(name, prompt, trimtab={"receipt": True, "strength": strength})
+            bench.profiles["scaled"] = at_strength(profile, strength)
+            ids, logprobs = bench.scored("scaled", prompt)
+            assert tokens(answer) == ids, name
+            assert answer["choices"][0]["logprobs"]["token_logprobs"] == pytest.approx(logprobs, abs=2e-3), name
+            assert receipt(answer)["profile_sha256"] == profile.sha256
+            assert receipt(answer)["strength"] == strength
+            assert receipt(answer)["tokens_steered"] == bench.edited
+    finally:
+        bench.profiles.pop("scaled", None)
+        bench.profiles.pop("calc-casual", None)
+
+
+def live_names(bench: Bench) -> set[str]:
+    return {entry["name"] for entry in bench.http.get("/v1/trimtab/profiles").json()["profiles"]}
 
 
 def test_prefills_in_chunks_equal_the_reference(bench: Bench) -> None:
