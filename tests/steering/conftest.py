@@ -6,8 +6,14 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from collections.abc import Callable
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -15,6 +21,8 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -22,6 +30,10 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+from trimtab.steering.hooks import adapted, steered
+from trimtab.steering.profile import Profile
+from trimtab.steering.scope import prompt_end_reach
+from trimtab.steering.vllm.launch import server_environment
 
 HIDDEN, LAYERS, VOCAB = 32, 3, 259
 SIZES = {
@@ -122,3 +134,133 @@ def ids() -> torch.Tensor:
 @pytest.fixture
 def new_model() -> Callable[..., PreTrainedModel]:
     return make_model
+
+
+class Request(NamedTuple):
+    """What is asked of an engine: numbers of a profile and an adapter, a prompt, and how many tokens."""
+
+    profile: int | None
+    adapter: int | None
+    prompt: list[int]
+    tokens: int
+
+
+@dataclass
+class Engine:
+    """A running child, and what its answers are held to."""
+
+    process: subprocess.Popen[str]
+    facts: dict[str, Any]
+    profiles: list[Profile]
+    adapters: list[Path]
+    hf: Any
+    tokenizer: Any
+    asked: int = 0
+    preemptions: int = 0
+    cached: int = 0
+
+    def ask(self, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(requests) + "\n")
+        self.process.stdin.flush()
+        answer = json.loads(self.process.stdout.readline())
+        self.preemptions = answer["preemptions"]
+        return list(answer["requests"])
+
+    @torch.no_grad()
+    def logprobs(self, prompt: list[int], ids: list[int], profile: Profile | None, adapter: Path | None) -> list[float]:
+        """What the reference says of an answer, token by token: natural logs of probabilities."""
+        with ExitStack() as stack:
+            model = stack.enter_context(adapted(self.hf, adapter))
+            if profile is not None:
+                stack.enter_context(steered(model, profile, len(prompt), tokenizer=self.tokenizer))
+            logits = model(torch.tensor([prompt + ids])).logits[0]
+        rows = logits[len(prompt) - 1 : -1].log_softmax(-1)
+        return [float(row[i]) for row, i in zip(rows, ids, strict=True)]
+
+    def hold(self, batch: list[Request]) -> None:
+        """Ask for a batch at once, and hold every answer to the reference."""
+        asked = []
+        for request in batch:
+            profile = None if request.profile is None else self.profiles[request.profile]
+            adapter = None if request.adapter is None else self.adapters[request.adapter]
+            self.asked += 1
+            reach = 0
+            if profile is not None:
+                held = profile.gate is not None and profile.gate.hold
+                reach = prompt_end_reach((part.scope for part in profile.interventions), held=held)
+            asked.append(
+                {
+                    "receipt": f"r{self.asked}",
+                    "prompt": request.prompt,
+                    "tokens": request.tokens,
+                    "profile": None if profile is None else profile.sha256,
+                    "scoped": reach,
+                    "adapter": None if adapter is None else [request.adapter, str(adapter)],
+                }
+            )
+        for request, sent, answer in zip(batch, asked, self.ask(asked), strict=True):
+            profile = None if request.profile is None else self.profiles[request.profile]
+            adapter = None if request.adapter is None else self.adapters[request.adapter]
+            assert len(answer["ids"]) == request.tokens
+            wanted = self.logprobs(request.prompt, answer["ids"], profile, adapter)
+            assert answer["logprobs"] == pytest.approx(wanted, abs=2e-3), sent
+            (applied,) = answer["applied"]
+            assert applied["profile"] == sent["profile"]
+            self.cached += answer["cached"]
+
+
+@contextmanager
+def running_engine(
+    base: Path,
+    folder: Path,
+    profiles: list[Profile],
+    adapters: list[Path],
+    *,
+    terms: int = 0,
+    gates: bool = False,
+    **options: Any,
+) -> Iterator[Engine]:
+    """A vLLM of one's own choice, with these profiles live. Its log is `engine.log` in the folder."""
+    environment = {
+        **os.environ,
+        **server_environment([], [], terms, gates=gates),
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "OMP_NUM_THREADS": "1",
+    }
+    common = {"model": str(base), "max_model_len": 256, "block_size": 32, "max_num_seqs": 8}
+    with (folder / "engine.log").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("engine_child.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env=environment,
+        )
+        try:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            live = [(str(profile.directory), profile.sha256) for profile in profiles]
+            process.stdin.write(json.dumps({"options": {**common, **options}, "profiles": live}) + "\n")
+            process.stdin.flush()
+            line = process.stdout.readline()
+            assert line, (folder / "engine.log").read_text()[-3000:]
+            hf = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+            yield Engine(process, json.loads(line), profiles, adapters, hf, AutoTokenizer.from_pretrained(base))
+        finally:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture(scope="session")
+def run_engine() -> Callable[..., AbstractContextManager[Engine]]:
+    """Runs `running_engine`."""
+    return running_engine
+
+
+@pytest.fixture(scope="session")
+def ask_for() -> type[Request]:
+    """Makes a request."""
+    return Request

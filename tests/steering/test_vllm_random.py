@@ -8,14 +8,8 @@ adapters with steering in compiled code.
 from __future__ import annotations
 
 import importlib.util
-import json
-import os
 import random
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +18,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 from trimtab.steering.document import Document
 from trimtab.steering.files import model_sha256
-from trimtab.steering.hooks import adapted, steered
 from trimtab.steering.profile import Profile, save_profile
-from trimtab.steering.scope import prompt_end_reach
-from trimtab.steering.vllm.launch import server_environment
 
 pytestmark = [
     pytest.mark.server,
@@ -100,41 +91,6 @@ def write(rng: random.Random, number: int, base: Path, root: Path) -> Profile:
     return save_profile(root / f"r{number}@1", Document.model_validate(fields), tensors={"t.safetensors": tensors})
 
 
-@dataclass
-class Engine:
-    """A running child, and what its answers are held to."""
-
-    process: subprocess.Popen[str]
-    facts: dict[str, Any]
-    profiles: list[Profile]
-    adapters: list[Path]
-    hf: Any
-    tokenizer: Any
-    asked: int = 0
-    preemptions: int = 0
-    cached: int = 0
-
-    def ask(self, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps(requests) + "\n")
-        self.process.stdin.flush()
-        answer = json.loads(self.process.stdout.readline())
-        self.preemptions = answer["preemptions"]
-        return list(answer["requests"])
-
-    @torch.no_grad()
-    def logprobs(self, prompt: list[int], ids: list[int], profile: Profile | None, adapter: Path | None) -> list[float]:
-        """What the reference says of an answer, token by token: natural logs of probabilities."""
-        with ExitStack() as stack:
-            model = stack.enter_context(adapted(self.hf, adapter))
-            if profile is not None:
-                stack.enter_context(steered(model, profile, len(prompt), tokenizer=self.tokenizer))
-            logits = model(torch.tensor([prompt + ids])).logits[0]
-        rows = logits[len(prompt) - 1 : -1].log_softmax(-1)
-        return [float(row[i]) for row, i in zip(rows, ids, strict=True)]
-
-
 def write_adapter(base: Path, folder: Path, seed: int) -> Path:
     """A random adapter of every linear layer, written by PEFT itself."""
     wrapped: Any = get_peft_model(
@@ -149,46 +105,14 @@ def write_adapter(base: Path, folder: Path, seed: int) -> Path:
     return folder
 
 
-def engine(base: Path, folder: Path, *, gates: bool, options: dict[str, Any]) -> Iterator[Engine]:
+def profiles_of(base: Path, folder: Path) -> list[Any]:
+    """The random profiles, always the same."""
     rng = random.Random(11)
-    profiles = [write(rng, number, base, folder) for number in range(PROFILES)]
-    adapters = (
-        [write_adapter(base, folder / f"adapter-{i}", i) for i in range(ADAPTERS)] if "enable_lora" in options else []
-    )
-    environment = {
-        **os.environ,
-        **server_environment([], [], terms=160, gates=gates),
-        "VLLM_LOGGING_LEVEL": "WARNING",
-        "OMP_NUM_THREADS": "1",
-    }
-    common = {"model": str(base), "max_model_len": 256, "block_size": 32, "max_num_seqs": 8}
-    log = (folder / "engine.log").open("w")
-    process = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("engine_child.py"))],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=log,
-        text=True,
-        env=environment,
-    )
-    try:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        live = [(str(profile.directory), profile.sha256) for profile in profiles]
-        process.stdin.write(json.dumps({"options": {**common, **options}, "profiles": live}) + "\n")
-        process.stdin.flush()
-        line = process.stdout.readline()
-        assert line, (folder / "engine.log").read_text()[-3000:]
-        hf = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
-        yield Engine(process, json.loads(line), profiles, adapters, hf, AutoTokenizer.from_pretrained(base))
-    finally:
-        process.kill()
-        process.wait()
-        log.close()
+    return [write(rng, number, base, folder) for number in range(PROFILES)]
 
 
 @pytest.fixture(scope="module")
-def cramped(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+def cramped(run_engine: Any, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Eager: 24 tokens a step, and cache for half of what eight requests need."""
     options = {
         "enforce_eager": True,
@@ -196,14 +120,20 @@ def cramped(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         "num_gpu_blocks_override": 24,
         "enable_prefix_caching": True,
     }
-    yield from engine(tiny_model, tmp_path_factory.mktemp("cramped"), gates=False, options=options)
+    folder = tmp_path_factory.mktemp("cramped")
+    with run_engine(tiny_model, folder, profiles_of(tiny_model, folder), [], terms=160, **options) as engine:
+        yield engine
 
 
 @pytest.fixture(scope="module")
-def compiled(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+def compiled(run_engine: Any, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """Compiled, with room for conditions, and LoRA."""
     options = {"enable_lora": True, "max_loras": ADAPTERS, "max_lora_rank": 8, "max_num_batched_tokens": 64}
-    yield from engine(tiny_model, tmp_path_factory.mktemp("compiled"), gates=True, options=options)
+    folder = tmp_path_factory.mktemp("compiled")
+    adapters = [write_adapter(tiny_model, folder / f"adapter-{i}", i) for i in range(ADAPTERS)]
+    profiles = profiles_of(tiny_model, folder)
+    with run_engine(tiny_model, folder, profiles, adapters, terms=160, gates=True, **options) as engine:
+        yield engine
 
 
 REQUEST = st.tuples(
@@ -216,39 +146,16 @@ REQUEST = st.tuples(
 """Profile, adapter, lengths of prompt and answer, and which text the prompt starts with."""
 
 
-def hold(engine: Engine, batch: Batch) -> None:
-    """Ask for a batch at once, and hold every answer to the reference."""
-    requests: list[dict[str, Any]] = []
-    for profile, adapter, length, new, text in batch:
-        # Few different beginnings, so that prompts share cached blocks with earlier ones.
-        prompt = [97 + random.Random(f"{text} {i}").randrange(26) for i in range(length)]
-        chosen = None if profile is None else engine.profiles[profile]
-        adapter = adapter if engine.adapters else None
-        engine.asked += 1
-        reach = 0
-        if chosen is not None:
-            held = chosen.gate is not None and chosen.gate.hold
-            reach = prompt_end_reach((part.scope for part in chosen.interventions), held=held)
-        requests.append(
-            {
-                "receipt": f"r{engine.asked}",
-                "prompt": prompt,
-                "tokens": new,
-                "profile": None if chosen is None else chosen.sha256,
-                "scoped": reach,
-                "adapter": None if adapter is None else [adapter, str(engine.adapters[adapter])],
-            }
-        )
-    for asked, answer in zip(requests, engine.ask(requests), strict=True):
-        chosen = next((p for p in engine.profiles if p.sha256 == asked["profile"]), None)
-        folder = None if asked["adapter"] is None else Path(asked["adapter"][1])
-        wanted = engine.logprobs(asked["prompt"], answer["ids"], chosen, folder)
-        assert len(answer["ids"]) == asked["tokens"]
-        # A text scope or a condition can hang on a tie; everything else is continuous in what is computed.
-        assert answer["logprobs"] == pytest.approx(wanted, abs=2e-3), chosen
-        (applied,) = answer["applied"]
-        assert applied["profile"] == asked["profile"]
-        engine.cached += answer["cached"]
+def requests_of(ask_for: Any, batch: Batch, *, adapters: bool) -> list[Any]:
+    """A batch, with few different beginnings: prompts share cached blocks with earlier ones."""
+    return [
+        ask_for(profile, adapter if adapters else None, [97 + _letter(text, i) for i in range(length)], new)
+        for profile, adapter, length, new, text in batch
+    ]
+
+
+def _letter(text: int, place: int) -> int:
+    return random.Random(f"{text} {place}").randrange(26)
 
 
 def room(test: Any) -> Any:
@@ -259,22 +166,22 @@ def room(test: Any) -> Any:
 
 @given(batch=st.lists(REQUEST, min_size=4, max_size=14))
 @room
-def test_chunks_preemptions_and_cached_blocks_change_nothing(cramped: Engine, batch: Batch) -> None:
+def test_chunks_preemptions_and_cached_blocks_change_nothing(cramped: Any, ask_for: Any, batch: Batch) -> None:
     assert not cramped.facts["compiled"]
-    hold(cramped, batch)
+    cramped.hold(requests_of(ask_for, batch, adapters=False))
 
 
-def test_requests_were_thrown_out_and_blocks_used_again(cramped: Engine) -> None:
+def test_requests_were_thrown_out_and_blocks_used_again(cramped: Any, ask_for: Any) -> None:
     """The test above would mean little otherwise."""
-    hold(cramped, [(n, None, 120, 60, n % 2) for n in range(14)])
+    cramped.hold(requests_of(ask_for, [(n, None, 120, 60, n % 2) for n in range(14)], adapters=False))
     assert cramped.preemptions > 0
-    hold(cramped, [(n, None, 120, 4, n % 2) for n in range(4)])
-    hold(cramped, [(n, None, 120, 4, n % 2) for n in range(4)])
+    for _ in range(2):
+        cramped.hold(requests_of(ask_for, [(n, None, 120, 4, n % 2) for n in range(4)], adapters=False))
     assert cramped.cached > 0
 
 
 @given(batch=st.lists(REQUEST, min_size=2, max_size=10))
 @room
-def test_compiled_layers_steer_and_adapt_as_the_reference_does(compiled: Engine, batch: Batch) -> None:
+def test_compiled_layers_steer_and_adapt_as_the_reference_does(compiled: Any, ask_for: Any, batch: Batch) -> None:
     assert compiled.facts == {"compiled": True, "lora": True}
-    hold(compiled, batch)
+    compiled.hold(requests_of(ask_for, batch, adapters=True))
