@@ -106,8 +106,11 @@ class RunnerSteering:
             hidden = output[0] if isinstance(output, tuple) else output
             # The last add of a layer is deferred: whatever reads the residual must read the sum.
             total = hidden + output[1] if (reads or asks) and isinstance(output, tuple) else hidden
-            gate = decide(layer, total) if asks else None
-            edited = hidden + added(table_of(layer, reads), layer.trimtab_rows[: hidden.shape[0]], total, gate)
+            # [tokens, width]; models that vLLM runs through transformers have a batch of 1 in front.
+            flat = total.flatten(0, -2)
+            gate = decide(layer, flat) if asks else None
+            delta = added(table_of(layer, reads), layer.trimtab_rows[: flat.shape[0]], flat, gate)
+            edited = hidden + delta.view(hidden.shape)
             return (edited, *output[1:]) if isinstance(output, tuple) else edited
 
         return edit

@@ -214,6 +214,35 @@ def test_a_condition_lets_tokens_through_and_a_held_one_lasts(eager: bool, monke
         steering.before_step(step_view(runner, schedule(runner, ("d", "h", 2, 1, 2))))
 
 
+@torch.no_grad()
+def test_layers_with_a_batch_of_one_in_front_are_steered_token_by_token() -> None:
+    """As vLLM runs a model through transformers: [1, tokens, width], and one tensor out of each layer."""
+
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(H, H)
+
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            return hidden + self.linear(hidden)
+
+    model = nn.Module()
+    model.layers = nn.ModuleList(Whole() for _ in range(L))
+    runner = make_runner(model, terms=1)
+    steering = steering_of(runner)
+    steering.load(profile("p", Intervention(0, vector(2.0))))
+    steering.load(profile("q", Intervention(0, None, "all", ablate(vector(1.0)))))
+    x = torch.randn(1, 4, H)
+    plain = x + model.layers[0].linear(x)
+    steering.before_step(
+        step_view(runner, schedule(runner, ("a", "p", 0, 2, 2), ("b", None, 0, 1, 1), ("c", "q", 0, 1, 1)))
+    )
+    out = model.layers[0](x)
+    torch.testing.assert_close(out[:, :2], plain[:, :2] + 2)
+    torch.testing.assert_close(out[:, 2], plain[:, 2])
+    torch.testing.assert_close(out[0, 3], plain[0, 3] - plain[0, 3].mean())
+
+
 def test_what_the_engine_cannot_do_is_refused_when_the_profile_is_loaded() -> None:
     runner = make_runner(Model())
     steering = steering_of(runner)
