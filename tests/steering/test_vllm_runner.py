@@ -226,7 +226,7 @@ def test_layers_with_a_batch_of_one_in_front_are_steered_token_by_token() -> Non
         def forward(self, hidden: torch.Tensor) -> torch.Tensor:
             return hidden + self.linear(hidden)
 
-    model = nn.Module()
+    model: Any = nn.Module()
     model.layers = nn.ModuleList(Whole() for _ in range(L))
     runner = make_runner(model, terms=1)
     steering = steering_of(runner)

@@ -1,0 +1,130 @@
+"""The serving benchmarks: what is compared with what, what counts, and the engines themselves on a tiny model."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from trimtab.errors import EngineError
+from trimtab.evals.bench.arm import Block, Setup, Work, environment, started
+from trimtab.evals.bench.picture import steering_png
+from trimtab.evals.bench.profiles import conditional, vectors
+from trimtab.evals.bench.soak_tally import Case, Said, Soaked, Tally
+from trimtab.evals.bench.steering import ROWS, Measured, check_steered, plan
+from trimtab.models.card import find_model
+from trimtab.steering.profile import load_profile
+
+HERE = importlib.util.find_spec("vllm") is not None
+
+
+def measured(**blocks: tuple[Block, ...]) -> Measured:
+    return Measured("m", 64, 8, 2, {name.replace("_", " "): found for name, found in blocks.items()}, {})
+
+
+def test_a_row_is_the_median_of_ratios_within_a_round() -> None:
+    fast, slow = Block(1.0, 100, 5), Block(2.0, 100)
+    found = measured(stock=(slow, fast, fast), hooks=(slow,) * 3, **{"64_profiles": (fast, fast, slow)})
+    bars = {bar.name: bar for bar in found.bars()}
+    assert set(bars) == {"steering.64_profiles", "steering.vs_hooks"}
+    assert bars["steering.64_profiles"].value == 1.0
+    assert bars["steering.64_profiles"].met
+    assert bars["steering.vs_hooks"].value == 2.0
+    assert not bars["steering.vs_hooks"].met
+    document = found.to_json(found.bars())
+    assert document["ratios"]["steering.64_profiles"] == [2.0, 1.0, 0.5]
+    assert json.loads(json.dumps(document))["tokens_per_second"] == {"stock": 100, "hooks": 50, "64 profiles": 100}
+    assert steering_png(found, found.bars()).startswith(b"\x89PNG")
+
+
+def test_a_side_that_did_not_steer_is_an_error() -> None:
+    work = Work((0, None), (None, None), 4, 4)
+    check_steered("x", work, Block(1.0, 8, 7))
+    check_steered("x", work, Block(1.0, 8, None))
+    check_steered("x", Work((None,), (None,), 4, 4), Block(1.0, 8, 0))
+    with pytest.raises(EngineError, match="no token was steered"):
+        check_steered("x", work, Block(1.0, 8, 0))
+
+
+def test_every_row_is_measured_and_stock_has_no_plugin(tiny_model: Path, tmp_path: Path) -> None:
+    card = find_model(tiny_model)
+    setups, works = plan(card, [tmp_path / "a"], tmp_path, in_flight=3, prompt=4, tokens=5, threads=1)
+    assert {side for row in ROWS for side in (row.ours, row.theirs)} == set(works)
+    assert {arm for arm, _ in works.values()} == set(setups)
+    for name, (arm, work) in works.items():
+        assert not (set(work.profiles) - {None} and not setups[arm].profiles), name
+        assert (work.prompt, work.tokens) == (4, 5)
+        if "stock" in name:
+            assert not setups[arm].plugin
+            assert not any(key.startswith("TRIMTAB") for key in environment(setups[arm]))
+            assert environment(setups[arm])["VLLM_PLUGINS"] == ""
+    assert len(set(works["256 profiles"][1].profiles)) == 256
+
+
+def test_profiles_to_measure_with_are_different_and_act_on_every_layer(tiny_model: Path, tmp_path: Path) -> None:
+    card = find_model(tiny_model)
+    for made in (vectors(card, 3, tmp_path / "v"), conditional(card, 2, 4, tmp_path / "c")):
+        assert len({sha for _, sha in made}) == len(made)
+        for folder, _ in made:
+            assert load_profile(Path(folder)).layers == tuple(range(card.num_layers))
+
+
+def test_a_soak_keeps_answers_that_differ_and_counts_what_is_wrong() -> None:
+    tally, case = Tally(), Case("p@1", None, 0, 2)
+    for logprobs in ((-1.0, -2.0), (-1.0, -2.00001), (-1.0, -2.5)):
+        tally.note(case, Said((3, 4), logprobs))
+    tally.note(case, Said((3, 5), (-1.0, -2.0)))
+    assert len(tally.said[case]) == 3
+    tally.counts = Counter(answered=7)
+    bars = {bar.name: bar for bar in Soaked("m", 1.0, tally, 3, 0.0).bars()}
+    assert (bars["swap.ms"].value, bars["swap.ms"].met) == (None, False)
+    assert bars["soak.missteered"].met
+    tally.swaps, tally.wrong, tally.lost = [0.02, 0.03, 0.5], ["x"], ["y"]
+    found = Soaked("m", 1.0, tally, 3, 0.0)
+    assert [bar.met for bar in found.bars()] == [True, False, False]
+    assert found.to_json()["swap_ms"] == {"n": 3, "median": 30.0, "p95": 30.0, "max": 500.0}
+
+
+@pytest.mark.server
+@pytest.mark.skipif(not HERE, reason="vLLM is not installed")
+def test_an_engine_says_how_many_tokens_it_steered(tiny_model: Path, tmp_path: Path) -> None:
+    """The child process that measures, with Hugging Face hooks: no server, the same protocol."""
+    card = find_model(tiny_model)
+    setup = Setup("hooks", str(card.path), profiles=vectors(card, 1, tmp_path), in_flight=2)
+    with started("hooks", setup, tmp_path / "log") as arm:
+        arm.wait()
+        block = arm.run(Work((0, 0), (None, None), 5, 7))
+    assert (block.tokens, block.steered) == (14, None)
+    assert block.seconds > 0
+
+
+def test_an_engine_that_dies_is_told_with_the_end_of_its_log(tmp_path: Path) -> None:
+    dying = started("hooks", Setup("hooks", str(tmp_path / "nothing")), tmp_path / "log")
+    with dying as arm, pytest.raises(EngineError, match="the engine died"):
+        arm.wait()
+
+
+@pytest.mark.server
+@pytest.mark.skipif(not HERE, reason="vLLM is not installed")
+def test_a_short_soak(trimtab_home: Path, tmp_path: Path) -> None:
+    """The whole of it, killed once, on the small model without shipped profiles."""
+    import asyncio
+
+    from trimtab.evals.bench.soak import soak
+    from trimtab.steering.store import ProfileStore
+
+    told: list[str] = []
+    scratch = tmp_path / "store"
+    scratch.mkdir()
+    run: Any = soak(
+        find_model("trimtab-nano"), ProfileStore(scratch), scratch, minutes=0.2, clients=6, kills=1, told=told.append
+    )
+    found = asyncio.run(run)
+    assert not found.tally.wrong
+    assert not found.tally.lost
+    assert found.answered > 20
+    assert found.replayed > 10
+    assert found.tally.counts["kills"] == 1
