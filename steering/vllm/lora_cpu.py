@@ -35,6 +35,8 @@ _INSTALLED = "_trimtab_installed"
 _TOKENS = "_trimtab_token_groups"
 _SAMPLED = "_trimtab_sampled_groups"
 _MASK = "_trimtab_mask"
+_USED = "_trimtab_used_slots"
+"""On the stacked A of the logits: the slots whose adapter has weights for them."""
 
 
 def install() -> None:
@@ -51,6 +53,9 @@ def install() -> None:
         linear = isinstance(cls, type) and issubclass(cls, BaseLinearLayerWithLoRA)
         if linear and "create_lora_weights" in vars(cls):
             cls.create_lora_weights = lora_dense.with_arranged(cls.create_lora_weights)
+    for name in ("create_lora_weights", "set_lora", "reset_lora"):
+        stock = getattr(layers.LogitsProcessorWithLoRA, name)
+        setattr(layers.LogitsProcessorWithLoRA, name, with_used_slots(stock))
     BaseLinearLayerWithLoRA.create_lora_weights = lora_dense.with_arranged(BaseLinearLayerWithLoRA.create_lora_weights)
 
 
@@ -109,6 +114,22 @@ def group(slots: Sequence[int]) -> Groups:
         (slot, slice(mine[0], mine[-1] + 1) if mine[-1] - mine[0] + 1 == len(mine) else torch.tensor(mine))
         for slot, mine in rows.items()
     )
+
+
+def with_used_slots(stock: Callable[..., None]) -> Callable[..., None]:
+    """Note which slots have weights for the logits: hardly any adapter does, and the vocabulary is wide."""
+
+    @functools.wraps(stock)
+    def changed(self: Any, *args: Any, **kwargs: Any) -> None:
+        stock(self, *args, **kwargs)
+        used = getattr(self.lora_a_stacked, _USED, None)
+        if used is None:
+            self.lora_a_stacked._trimtab_used_slots = used = set()
+        if stock.__name__ != "create_lora_weights":
+            index = int(args[0] if args else kwargs["index"])
+            (used.add if stock.__name__ == "set_lora" else used.discard)(index)
+
+    return changed
 
 
 def _with_mask(stock: Callable[..., None]) -> Callable[..., None]:
@@ -250,7 +271,10 @@ def add_lora_logits(
 ) -> None:
     """`y += scale * x A^T B^T` over the sampled rows that have an adapter. y [N, vocabulary], x [N, hidden]."""
     flat_y, flat_x = _flat(y), _flat(x)
+    used = getattr(lora_a_stacked, _USED, None)
     for slot, rows in getattr(self, _SAMPLED):
+        if used is not None and slot not in used:
+            continue
         a = lora_a_stacked[slot].view(lora_a_stacked.shape[-2], lora_a_stacked.shape[-1])
         low = torch.zeros(flat_x.shape[0], a.shape[0], dtype=flat_x.dtype)
         _accumulate(low, flat_x, a, rows)

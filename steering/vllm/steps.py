@@ -7,6 +7,7 @@ each request, for receipts.
 
 from __future__ import annotations
 
+import operator
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -108,6 +109,7 @@ class Rows:
 
     def __init__(self, live: Mapping[str, Place], answers: Answers | None = None) -> None:
         self._live, self._answers = live, answers
+        self._mixed, self._filled = _Mixed([]), _EMPTY_VIEW
 
     def place(self, sha: str | None) -> Place:
         """The place of a request's profile. Raises NotFound when it is not live: nothing runs unsteered in silence."""
@@ -152,31 +154,43 @@ class Rows:
             IndexError: the step has more tokens than the buffer.
         """
         places = [self.place(sha) for sha in view.profiles]
-        layers: frozenset[int] = frozenset().union(*(place.layers for place in places))
-        layers |= {place.gate_layer for place in places if place.gate_layer is not None}
-        if not layers:
+        if not self._mixed.same(places):
+            self._mixed = _Mixed(places)
+        mixed, self._filled = self._mixed, view
+        if not mixed.layers:
             index[:dirty] = 0
-            return Filled(0, layers, False)
+            return Filled(0, mixed.layers, False)
         lengths = np.asarray(view.lengths, dtype=np.int64)
         total = int(lengths.sum())
         if total > len(index):
             raise IndexError(f"a step of {total} tokens does not fit the steering buffer of {len(index)}")
         starts = view.starts
         # Places that only ask for the phase are written all at once, the others over it one by one.
-        phases = [place.by_phase if place.plain else (0, 0) for place in places]
-        positions = np.repeat(view.positions - starts, lengths) + np.arange(total, dtype=np.int64)
-        prompt, generated = (
-            np.repeat(np.fromiter((p[side] for p in phases), np.int64, len(phases)), lengths) for side in (0, 1)
-        )
-        index[:total] = np.where(positions < np.repeat(view.prompt_lengths, lengths), prompt, generated)
-        for i, place in enumerate(places):
-            if not place.plain:
-                begin = int(view.positions[i])
-                span = slice(int(starts[i]), int(starts[i] + lengths[i]))
-                index[span] = self.of_span(view, i, place, begin, begin + int(lengths[i]))
+        if total == len(lengths):  # one token each, as in most steps
+            inside = view.positions < view.prompt_lengths
+            index[:total] = np.where(inside, mixed.prompt, mixed.generated)
+        else:
+            positions = np.repeat(view.positions - starts, lengths) + np.arange(total, dtype=np.int64)
+            inside = positions < np.repeat(view.prompt_lengths, lengths)
+            prompt, generated = (np.repeat(rows, lengths) for rows in (mixed.prompt, mixed.generated))
+            index[:total] = np.where(inside, prompt, generated)
+        for i in mixed.others:
+            begin = int(view.positions[i])
+            span = slice(int(starts[i]), int(starts[i] + lengths[i]))
+            index[span] = self.of_span(view, i, places[i], begin, begin + int(lengths[i]))
         index[total:dirty] = 0
-        gated = any(place.hold is not None for place in places)
-        return Filled(total, layers, any(place.reads for place in places), gated)
+        return Filled(total, mixed.layers, mixed.reads, mixed.gated)
+
+    def decoding(self, view: StepView) -> list[int] | None:
+        """The row of each request's one token, where `fill` just wrote this step and all are generated tokens of places
+        that ask for the phase alone and have no condition; else None."""
+        mixed = self._mixed
+        if self._filled is not view or mixed.others or mixed.gated:
+            return None
+        if not (np.all(view.lengths == 1) and np.all(view.positions >= view.prompt_lengths)):
+            return None
+        rows: list[int] = mixed.generated.tolist()
+        return rows
 
     def covered(self, view: StepView, i: int, begin: int, end: int) -> int:
         """How many of the positions [begin, end) of the i-th request are steered."""
@@ -190,6 +204,33 @@ class Rows:
 
 
 _NOWHERE = Place()
+_NO_INTS = np.zeros(0, dtype=np.int64)
+_EMPTY_VIEW = StepView((), (), (), (), _NO_INTS, _NO_INTS, _NO_INTS)
+
+
+class _Mixed:
+    """What the places of a batch come to, kept as long as the batch stays the same.
+
+    Attributes:
+        prompt, generated: the row of each request's prompt and answer tokens where its place asks for the phase alone,
+            else 0, [R] each.
+        others: numbers of the requests whose places ask for more.
+    """
+
+    def __init__(self, places: Sequence[Place]) -> None:
+        self.places = list(places)
+        gates = {place.gate_layer for place in places if place.gate_layer is not None}
+        self.layers: frozenset[int] = frozenset(gates).union(*(place.layers for place in places))
+        self.reads = any(place.reads for place in places)
+        self.gated = any(place.hold is not None for place in places)
+        phases = [place.by_phase if place.plain else (0, 0) for place in places]
+        self.prompt, self.generated = (np.array([p[side] for p in phases], np.int64) for side in (0, 1))
+        self.others = [i for i, place in enumerate(places) if not place.plain]
+
+    def same(self, places: Sequence[Place]) -> bool:
+        """Whether these are the very places it was made of."""
+        mine = self.places
+        return len(mine) == len(places) and all(map(operator.is_, mine, places))
 
 
 class Pending(NamedTuple):
@@ -206,6 +247,8 @@ class Ledger:
 
     limit: int = 4096
     _entries: OrderedDict[str, dict[str, Applied]] = field(default_factory=OrderedDict)
+    _last: tuple[Sequence[str], Sequence[str | None], list[Applied]] = ((), (), [])
+    """Requests, receipt ids and entries of the last step, where every request has a receipt."""
 
     def record(self, view: StepView, rows: Rows) -> list[Pending]:
         """Note a step. Called once per step, before the model runs.
@@ -213,7 +256,10 @@ class Ledger:
         Returns:
             What can only be counted when it has run.
         """
+        if self._decoded(view, rows):
+            return []
         pending: list[Pending] = []
+        entries: list[Applied] = []
         for i, receipt in enumerate(view.receipts):
             if receipt is None:
                 continue
@@ -233,6 +279,7 @@ class Ledger:
                 known = None if gated and restored else restored
                 entry = Applied(view.profiles[i], view.adapters[i], begin, known, restored)
                 requests[view.request_ids[i]] = entry
+            entries.append(entry)
             if end > entry.seen:
                 if gated:
                     shift = int(view.starts[i]) - begin
@@ -240,7 +287,25 @@ class Ledger:
                 elif entry.steered is not None:
                     entry.steered += rows.covered(view, i, entry.seen, end)
                 entry.seen = end
+        whole = len(entries) == len(view.receipts)
+        self._last = (view.request_ids, view.receipts, entries) if whole else ((), (), [])
         return pending
+
+    def _decoded(self, view: StepView, rows: Rows) -> bool:
+        """Count a step of the requests of the last one, each of which generates its next token: most steps are such.
+        False where it is not, and nothing was counted."""
+        request_ids, receipts, entries = self._last
+        if not entries or request_ids != view.request_ids or receipts != view.receipts:
+            return False
+        own = rows.decoding(view)
+        begins: list[int] = view.positions.tolist()
+        if own is None or any(entry.seen != begin for entry, begin in zip(entries, begins, strict=True)):
+            return False
+        for entry, row in zip(entries, own, strict=True):
+            entry.seen += 1
+            if row and entry.steered is not None:
+                entry.steered += 1
+        return True
 
     def get(self, receipt: str) -> list[Applied] | None:
         """What was applied to the requests under one receipt id, or None when it is unknown or forgotten."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trimtab.steering.vllm import attention_cpu, lora_dense
+from trimtab.steering.vllm import attention_cpu, lora_cpu, lora_dense
 from trimtab.steering.vllm.lora_cpu import group, patch
 
 pytest.importorskip("vllm")
@@ -142,6 +142,32 @@ def test_embedding_and_logits() -> None:
     x, logits = torch.randn(3, IN), torch.zeros(3, OUT[0])
     made.add_lora_logits(logits, x, a, b, 2.0)
     torch.testing.assert_close(logits, dense(x, sampled, a, b, 2.0))
+
+
+def test_slots_without_weights_for_the_logits_are_skipped() -> None:
+    """Which they are is noted when an adapter takes or leaves a slot."""
+    from vllm.lora.layers import LogitsProcessorWithLoRA
+
+    layer = LogitsProcessorWithLoRA.__new__(LogitsProcessorWithLoRA)
+    torch.nn.Module.__init__(layer)
+    layer.base_layer, layer.hidden_size, layer.device = SimpleNamespace(vocab_size=OUT[0]), IN, torch.device("cpu")
+    layer.sharded_to_full_mapping = None
+    config: Any = SimpleNamespace(max_lora_rank=RANK, lora_dtype=torch.float32)
+    changed = {
+        name: lora_cpu.with_used_slots(getattr(LogitsProcessorWithLoRA, name))
+        for name in ("create_lora_weights", "set_lora", "reset_lora")
+    }
+    changed["create_lora_weights"](layer, SLOTS, config)
+    a, b = (part[0] for part in stacks())
+    for slot in (0, 2):
+        changed["set_lora"](layer, slot, a[slot, 0], b[slot, 0])
+    changed["reset_lora"](layer, 2)
+    layer.lora_a_stacked[2] = 7.0  # would show if the slot were read
+    layer.lora_b_stacked[2] = 7.0
+    x, logits = torch.randn(3, IN), torch.zeros(3, OUT[0])
+    made = wrapper([0], [2, -1, 0], prefill=True)
+    made.add_lora_logits(logits, x, layer.lora_a_stacked, layer.lora_b_stacked, 1.0)
+    torch.testing.assert_close(logits, dense(x, [-1, -1, 0], a, b, 1.0))
 
 
 def test_bfloat16_models() -> None:

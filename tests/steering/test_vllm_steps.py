@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -68,8 +68,9 @@ def row_of(profile: str | None, position: int, prompt: int) -> int:
 def run(steps: Sequence[Sequence[Part]], size: int = 64) -> tuple[list[list[int]], Ledger]:
     index, ledger, dirty, seen = np.zeros(size, dtype=np.int64), Ledger(), 0, []
     for parts in steps:
-        dirty = ROWS.fill(view(parts), index, dirty).dirty
-        ledger.record(view(parts), ROWS)
+        step = view(parts)
+        dirty = ROWS.fill(step, index, dirty).dirty
+        ledger.record(step, ROWS)
         assert not index[sum(p.count for p in parts) :].any(), "an earlier step shows through"
         seen.append(index[: sum(p.count for p in parts)].tolist())
     return seen, ledger
@@ -147,6 +148,27 @@ def test_receipt_counts_a_resumed_request_once() -> None:
     assert seen[-2] == [3] * 10 + [13] * 3
     (entry,) = ledger.get("id") or []
     assert (entry.steered, entry.restored) == (14, 0)
+
+
+requests = st.tuples(st.sampled_from([None, *LIVE]), st.integers(1, 9), st.integers(1, 9), st.integers(0, 4))
+
+
+@given(st.lists(requests, min_size=1, max_size=6), st.booleans())
+def test_receipts_of_requests_that_decode_together(asked: list[tuple[str | None, int, int, int]], whole: bool) -> None:
+    """Steps in which nothing but the next tokens changes are counted in another way than others."""
+    steps: list[list[Part]] = []
+    for number, (profile, prompt, answer, late) in enumerate(asked):
+        mine = life(profile, prompt, answer, [prompt] if whole else [1] * prompt)
+        for at, [part] in enumerate(mine, start=late):
+            while len(steps) <= at:
+                steps.append([])
+            steps[at].append(replace(part, id=f"r{number}", receipt=f"id{number}"))
+    seen, ledger = run(steps, size=128)
+    assert seen == [one_by_one(step) for step in steps]
+    for number, (profile, prompt, answer, _) in enumerate(asked):
+        (entry,) = ledger.get(f"id{number}") or []
+        assert entry.seen == prompt + answer - 1
+        assert entry.steered == sum(row_of(profile, p, prompt) > 0 for p in range(entry.seen))
 
 
 def test_receipts_of_several_requests_under_one_id() -> None:
