@@ -8,9 +8,10 @@ import json
 import sys
 import time
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..models.arguments import positive
+from ..models.arguments import need_png, positive
 
 if TYPE_CHECKING:
     from .verify import Client, Report
@@ -39,6 +40,7 @@ def add_command(subparsers: Any) -> None:
         "refuses it from then on",
     )
     verify.add_argument("--times", type=positive, metavar="N", help="with --every: end after so many checks")
+    verify.add_argument("--plot", type=Path, metavar="FILE", help="a .png file; with --every: of the last check")
     verify.add_argument("--json", action="store_true", help="print one JSON document (with --every: one a check)")
     verify.set_defaults(handler=_verify)
 
@@ -51,14 +53,17 @@ def _verify(args: argparse.Namespace) -> int:
         raise BadInput(f"{args.every:g} is not above 0", where="--every")
     if args.times is not None and args.every is None:
         raise BadInput("goes with --every only", where="--times")
+    need_png(args.plot, "--plot")
     return run_orderly(_run(args))
 
 
 async def _run(args: argparse.Namespace) -> int:
+    from ..home import write_atomic
     from ..models.card import find_model
     from ..models.engines import open_engine
     from ..models.engines.http import key_from_environment
     from .verify import NEW, TOLERANCE, Client, Reference, verify
+    from .verify_picture import verify_png
 
     card, store = find_model(args.model), args.default_store()
     async with AsyncExitStack() as stack:
@@ -82,6 +87,8 @@ async def _run(args: argparse.Namespace) -> int:
             )
             done += 1
             _print(report, args.json)
+            if args.plot is not None:
+                write_atomic(args.plot, verify_png(report))
             if not report.ok:
                 code = 1
                 if args.every is not None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...models.arguments import above_zero, positive
+from ...models.arguments import above_zero, need_png, positive
 
 if TYPE_CHECKING:
     from .bars import Bar
@@ -44,10 +44,10 @@ def add_commands(subparsers: Any) -> Any:
     steering.add_argument(
         "--adapters", nargs="*", type=Path, metavar="FOLDER", help="PEFT folders to mix (default: four that ship)"
     )
-    steering.add_argument("--rounds", type=positive, default=5, metavar="N", help="rounds (default: 5)")
+    steering.add_argument("--rounds", type=positive, default=9, metavar="N", help="rounds (default: 9)")
     steering.add_argument("--in-flight", type=positive, default=64, metavar="N", help="requests at once (default: 64)")
     steering.add_argument("--prompt", type=positive, default=32, metavar="N", help="tokens of a prompt (default: 32)")
-    steering.add_argument("--tokens", type=positive, default=96, metavar="N", help="tokens generated (default: 96)")
+    steering.add_argument("--tokens", type=positive, default=128, metavar="N", help="tokens generated (default: 128)")
     steering.add_argument(
         "--requests",
         type=int,
@@ -88,7 +88,7 @@ def _train(args: argparse.Namespace) -> int:
     from .bars import card_bars, provenances, size_bars
     from .trl import need_trl
 
-    _require_png(args.plot)
+    need_png(args.plot, "--plot")
     if args.family not in FAMILIES:
         raise NotFound(f"no family {args.family!r}", where="--family", fix=f"Known: {', '.join(FAMILIES)}")
     need_trl()
@@ -136,7 +136,7 @@ def _steering(args: argparse.Namespace) -> int:
     from .picture import steering_png
     from .steering import measure
 
-    _require_png(args.plot)
+    need_png(args.plot, "--plot")
     require_vllm()
     card = find_model(args.model)
     adapters = args.adapters
@@ -158,17 +158,17 @@ def _steering(args: argparse.Namespace) -> int:
     soaked = _soaked(args.model, requests=args.requests) if args.requests > 0 else None
     if soaked is not None:
         bars += soaked.bars()
-    if args.plot is not None:
-        write_atomic(args.plot, steering_png(found, bars))
     document = found.to_json(bars)
     if soaked is not None:
         document["swaps"] = soaked.to_json()
     if args.json:
-        print(json.dumps(document, indent=2))
-        return 0
-    for name, rate in document["tokens_per_second"].items():
-        print(f"{name:<24} {rate:>9,.0f} tokens/s")
-    _print_bars(bars)
+        print(json.dumps(document, indent=2), flush=True)
+    else:
+        for name, rate in document["tokens_per_second"].items():
+            print(f"{name:<24} {rate:>9,.0f} tokens/s")
+        _print_bars(bars)
+    if args.plot is not None:
+        write_atomic(args.plot, steering_png(found, bars))
     return 0
 
 
@@ -203,13 +203,6 @@ def _soak(args: argparse.Namespace) -> int:
             print(f"  {text}")
         _print_bars(bars)
     return 1 if found.tally.wrong or found.tally.lost else 0
-
-
-def _require_png(plot: Path | None) -> None:
-    from ...errors import BadInput
-
-    if plot is not None and plot.suffix.lower() != ".png":
-        raise BadInput("the picture is drawn as PNG", where=f"--plot {plot}", fix="Name a .png file")
 
 
 def _print_bars(bars: Sequence[Bar]) -> None:

@@ -56,11 +56,20 @@ def steering_png(found: steering.Measured, bars: Sequence[Bar]) -> bytes:
 
 def _shares(held: Axes, bars: Sequence[Bar]) -> None:
     names = [f"{b.name}  {'unknown' if b.value is None else f'{b.value:.3g}'} / {b.bar:g}" for b in bars]
-    shares = [0.0 if b.value is None else b.value / b.bar for b in bars]
+    shares = [_share(b) for b in bars]
     held.barh(names, shares, color=["C2" if b.met else "C3" for b in bars])
     held.axvline(1.0, color="0.3", linestyle="--")
     held.invert_yaxis()
     held.set(title="share of the bar (green: met)", xlim=(0, max(1.2, *shares)))
+
+
+def _share(bar: Bar) -> float:
+    """Of its bar; what has to be 0 and is counts as whole, what is not as twice too much."""
+    if bar.value is None:
+        return 0.0
+    if bar.bar == 0:
+        return 2.0 if bar.value else 1.0
+    return bar.value / bar.bar
 
 
 def _png(figure: Figure) -> bytes:

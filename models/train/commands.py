@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..arguments import above_zero, positive
+from ..arguments import above_zero, need_png, positive
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -144,14 +144,6 @@ def _made_by(args: argparse.Namespace, device: str) -> int:
     return 0 if device == "cpu" else max(1, (os.cpu_count() or 1) - 2)
 
 
-def _need_png(file: Path | None, option: str, what: str) -> None:
-    """Refuse a file that is not named as a PNG, before any work is done for it."""
-    if file is not None and file.suffix.lower() != ".png":
-        from ...errors import BadInput
-
-        raise BadInput(f"the {what} is drawn as PNG", where=f"{option} {file}", fix="Name a .png file")
-
-
 def _machine(args: argparse.Namespace) -> str:
     """Set the threads; returns the device to train on.
 
@@ -187,7 +179,7 @@ def _store(args: argparse.Namespace) -> Any:
 
 def _reporter(args: argparse.Namespace) -> Callable[[list[Point], float], None]:
     """Prints the curve to stderr as it grows, and draws it where a picture is asked for."""
-    _need_png(args.curve, "--curve", "curve")
+    need_png(args.curve, "--curve", "curve")
 
     def report(curve: list[Point], left: float) -> None:
         point = curve[-1]
@@ -307,7 +299,7 @@ def run_place(args: argparse.Namespace) -> int:
     from .place import RATES, place, table
     from .recipe import load_recipe
 
-    _need_png(args.plot, "--plot", "picture")
+    need_png(args.plot, "--plot", "picture")
     recipe = load_recipe(args.recipe)
     base = find_model(args.base)
     device = _machine(args)
@@ -340,7 +332,7 @@ def run_sizes(args: argparse.Namespace) -> int:
     from .recipe import load_recipe
     from .sizes import HEAD, SHAPES, Shape, compare, table
 
-    _need_png(args.plot, "--plot", "picture")
+    need_png(args.plot, "--plot", "picture")
     shapes = []
     for text in args.shapes or ():
         match = re.fullmatch(r"(\d+)x(\d+)", text)

@@ -85,6 +85,7 @@ def test_a_soak_keeps_answers_that_differ_and_counts_what_is_wrong() -> None:
     tally.swaps, tally.wrong, tally.lost = [0.02, 0.03, 0.5], ["x"], ["y"]
     found = Soaked("m", 1.0, tally, 3, 0.0)
     assert [bar.met for bar in found.bars()] == [True, False, False]
+    assert steering_png(measured(stock=(Block(1.0, 2),)), found.bars()).startswith(b"\x89PNG")
     assert found.to_json()["swap_ms"] == {"n": 3, "median": 30.0, "p95": 30.0, "max": 500.0}
 
 

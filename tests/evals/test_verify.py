@@ -139,8 +139,11 @@ def test_the_canary_takes_what_it_cannot_prove_off_the_server(
     words = ["verify", "v-check", "--url", server.url, "--model", str(server.model_dir), "--tokens", "4"]
     if server.model != server.model_dir.name:
         pytest.skip("the served name is not the folder's")
-    assert main([*words, "--json"]) == 0
+    assert main([*words, "--plot", str(tmp_path / "seen.gif")]) == 2
+    assert "Name a .png file" in capsys.readouterr().err
+    assert main([*words, "--json", "--plot", str(tmp_path / "seen.png")]) == 0
     assert json.loads(capsys.readouterr().out)["ok"] is True
+    assert (tmp_path / "seen.png").read_bytes().startswith(b"\x89PNG")
     (server.roots[0] / "v-check@1").rename(tmp_path / "gone")  # what is live is now nowhere to be compared with
     assert main([*words, "--every", "0.1", "--times", "1"]) == 1
     printed = capsys.readouterr()
