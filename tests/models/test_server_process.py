@@ -75,9 +75,16 @@ def helper_of(server: Server) -> psutil.Process:
     return psutil.Process(helper_pid(server))
 
 
+def gone(process: psutil.Process) -> bool:
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:  # it ended between the two looks
+        return True
+
+
 async def ended(*processes: psutil.Process) -> bool:
     for _ in range(100):
-        if all(not p.is_running() or p.status() == psutil.STATUS_ZOMBIE for p in processes):
+        if all(map(gone, processes)):
             return True
         await asyncio.sleep(0.05)
     return False
