@@ -148,7 +148,9 @@ class Run:
                 self._begin(kwargs, hidden)
             table = self.bank.table(number)
             if self.gate is not None and self.gate.layer == number and table.gates is not None:
-                self._decide(passes(table.gates, self.rows, flat)[1].reshape(hidden.shape[:-1]))
+                assert self.place is not None
+                asked = torch.full_like(self.rows, self.place.gate_row)
+                self._decide(passes(table.gates, asked, flat)[1].reshape(hidden.shape[:-1]))
             if number not in self.folded.layers:
                 return None
             acts = self.rows != 0 if self.open is None else (self.rows != 0) & self.open

@@ -125,6 +125,12 @@ class Place:
         generated = sum(1 << i for i, scope in enumerate(self.scopes) if scope.phase in ("all", "generated"))
         return self.rows.get(prompt, 0), self.rows.get(generated, 0)
 
+    @cached_property
+    def gate_row(self) -> int:
+        """A row that carries the condition, as all of the place's do; 0 without one. The token that decides may itself
+        be one that is left alone, and then has no row of its own."""
+        return 0 if self.gate_layer is None else min(self.rows.values(), default=0)
+
     def rows_of(self, positions: Ints, prompt_length: int, states: Sequence[TextState] | None = None) -> Ints:
         """The row of each token; see `masks`. Where a condition is held, tokens before it is read are left alone."""
         found = masks(self.scopes, positions, prompt_length, states)

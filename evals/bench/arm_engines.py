@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 import time
 from pathlib import Path
@@ -26,80 +25,31 @@ class VllmEngine:
     """Stock vLLM in this process, compiled, with or without the plugin."""
 
     def __init__(self, setup: Setup) -> None:
-        from vllm import LLM
+        from ...steering.vllm.offline import Offline
 
-        options: dict[str, Any] = {}
-        if setup.plugin:
-            options["worker_extension_cls"] = "trimtab.steering.vllm.worker.SteeringExtension"
-        if setup.adapters:
-            options |= {"enable_lora": True, "max_loras": len(setup.adapters), "max_lora_rank": setup.rank}
-        self._setup = setup
-        self._llm = LLM(
-            model=setup.model,
-            dtype="float32",
-            max_model_len=512,
-            max_num_seqs=setup.in_flight,
-            block_size=32,
-            enable_prefix_caching=False,
-            generation_config="vllm",
-            distributed_executor_backend="uni",
-            disable_log_stats=True,
-            **options,
+        self._profiles = [sha256 for _, sha256 in setup.profiles]
+        self._adapters = bool(setup.adapters)
+        self._engine = Offline(
+            setup.model, plugin=setup.plugin, adapters=setup.adapters, rank=setup.rank, in_flight=setup.in_flight
         )
         for directory, sha256 in setup.profiles:
-            (answer,) = self._llm.collective_rpc("trimtab_load", args=(directory, sha256))
-            if "error" in answer:
-                raise SystemExit(f"a profile did not load: {answer['error']}")
-        self._ids = itertools.count()
+            self._engine.load(directory, sha256)
 
     def facts(self) -> dict[str, Any]:
         """How it runs."""
-        config = self._llm.llm_engine.vllm_config
-        return {
-            "compiled": int(config.compilation_config.mode or 0) > 0,
-            "model": type(self._llm).__name__,
-            "lora": config.lora_config is not None,
-        }
+        return {"compiled": self._engine.compiled, "lora": self._adapters}
 
     def run(self, work: Work) -> Block:
         """All requests at once."""
-        from vllm import SamplingParams
-        from vllm.lora.request import LoRARequest
+        from ...steering.vllm.offline import Request
 
-        vocabulary = self._llm.llm_engine.vllm_config.model_config.get_vocab_size()
-        receipts: list[str] = []
-        params, loras = [], []
-        for profile, adapter in zip(work.profiles, work.adapters, strict=True):
-            extra = None
-            if profile is not None:
-                receipts.append(f"bench-{next(self._ids)}")
-                extra = {"trimtab": self._setup.profiles[profile][1], "trimtab_id": receipts[-1]}
-            params.append(
-                SamplingParams(
-                    temperature=0, max_tokens=work.tokens, ignore_eos=True, detokenize=False, extra_args=extra
-                )
+        asked = [
+            Request(prompt, None if profile is None else self._profiles[profile], adapter)
+            for prompt, profile, adapter in zip(
+                prompts(work, self._engine.vocabulary), work.profiles, work.adapters, strict=True
             )
-            path = None if adapter is None else self._setup.adapters[adapter]
-            loras.append(None if path is None else LoRARequest(f"adapter-{adapter}", (adapter or 0) + 1, path))
-        inputs = [{"prompt_token_ids": ids} for ids in prompts(work, vocabulary)]
-        start = time.perf_counter()
-        outputs = self._llm.generate(
-            inputs, params, lora_request=loras if self._setup.adapters else None, use_tqdm=False
-        )
-        seconds = time.perf_counter() - start
-        return Block(seconds, sum(len(o.outputs[0].token_ids) for o in outputs), self._steered(receipts))
-
-    def _steered(self, receipts: list[str]) -> int | None:
-        if not receipts:
-            return None
-        total = 0
-        for receipt in receipts:
-            (answer,) = self._llm.collective_rpc("trimtab_receipt", args=(receipt,))
-            counted = [one["steered"] for one in answer["requests"] or [{"steered": None}]]
-            if any(count is None for count in counted):
-                return None
-            total += sum(counted)
-        return total
+        ]
+        return Block(*self._engine.generate(asked, work.tokens))
 
 
 class HooksEngine:
@@ -117,7 +67,7 @@ class HooksEngine:
 
     def facts(self) -> dict[str, Any]:
         """How it runs."""
-        return {"compiled": False, "model": type(self._model).__name__, "lora": False}
+        return {"compiled": False, "lora": False}
 
     @torch.inference_mode()
     def run(self, work: Work) -> Block:

@@ -18,13 +18,15 @@ from ..kernel import GateTable, passes
 from ..scope import Place
 from .steps import StepView
 
-BUFFERS = ("open", "source", "slot", "decides", "held")
+BUFFERS = ("asked", "open", "source", "slot", "decides", "held")
 
 
 class Gating:
     """The buffers of all gates of one runner.
 
     Attributes:
+        asked: the row whose condition each token is asked, [max tokens], int64; 0 for none. Not the row of its edit: a
+            token that is left alone may still be the one that decides.
         open: whether each token of a step is let through, [max tokens], bool; written by the layers.
         source: the token of the step whose state decides for each, [max tokens], int64; -1 for the request's slot.
         slot: the slot of each token's request, [max tokens], int64; 0 is nobody's.
@@ -34,6 +36,7 @@ class Gating:
 
     def __init__(self, tokens: int, requests: int, device: torch.device | str) -> None:
         """Buffers for steps of so many tokens, and slots for so many requests that have not ended."""
+        self.asked = torch.zeros(tokens, dtype=torch.int64, device=device)
         self.open = torch.ones(tokens, dtype=torch.bool, device=device)
         self.source = torch.arange(tokens, device=device)
         self.slot = torch.zeros(tokens, dtype=torch.int64, device=device)
@@ -69,6 +72,7 @@ class Gating:
         total = int(lengths.sum())
         source, slot = np.arange(total), np.zeros(total, np.int64)
         decides = np.zeros(total, bool)
+        asked = np.repeat(np.array([place.gate_row for place in places], np.int64), lengths)
         for i, place in enumerate(places):
             if not place.hold:
                 continue
@@ -79,7 +83,12 @@ class Gating:
             source[span] = span.start + ahead if inside else -1
             if inside:
                 decides[span.start + ahead] = True
-        for buffer, values in ((self.source, source), (self.slot, slot), (self.decides, decides)):
+        for buffer, values in (
+            (self.asked, asked),
+            (self.source, source),
+            (self.slot, slot),
+            (self.decides, decides),
+        ):
             buffer[:total].copy_(torch.from_numpy(values))
         self._dirty = total
 
@@ -89,6 +98,7 @@ class Gating:
         self.open.fill_(True)
         gone = slice(0, self._dirty)
         self.source[gone] = torch.arange(self._dirty, device=self.source.device)
+        self.asked[gone] = 0
         self.slot[gone] = 0
         self.decides[gone] = False
         self._dirty = 0
@@ -113,16 +123,16 @@ def decide(layer: nn.Module, total: torch.Tensor) -> torch.Tensor:
     """Read the conditions of one layer, and say which tokens are let through from here on.
 
     Args:
-        layer: with the buffers of `Gating.register`, and `trimtab_rows`.
+        layer: with the buffers of `Gating.register`.
         total: the summed residual, [N, hidden_size].
 
     Returns:
         [N], bool.
     """
-    b = {name: getattr(layer, f"trimtab_{name}") for name in (*BUFFERS, "rows")}
+    b = {name: getattr(layer, f"trimtab_{name}") for name in BUFFERS}
     n = total.shape[0]
     gates = GateTable(*(getattr(layer, f"trimtab_gate_{name}") for name in GateTable._fields))
-    has, passing = passes(gates, b["rows"][:n], total)
+    has, passing = passes(gates, b["asked"][:n], total)
     source, slot = b["source"][:n], b["slot"][:n]
     decided = torch.where(source >= 0, passing[source.clamp_min(0)], b["held"][slot])
     now = torch.where(has, decided, b["open"][:n])

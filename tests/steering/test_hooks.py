@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from trimtab.errors import BadInput
 from trimtab.steering.hooks import adapted, decoder_layers, reading, steered
-from trimtab.steering.intervention import Intervention, fold, variants
+from trimtab.steering.intervention import Gate, Intervention, fold, variants
 
 HIDDEN, LAYERS = 32, 3
 
@@ -160,3 +160,24 @@ def test_adapted_model_is_plain_again(new_model, make_adapter, ids: torch.Tensor
     assert torch.equal(logits(model, ids), plain)
     with adapted(model, None) as same:
         assert same is model
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("above", [True, False])
+def test_a_held_condition_is_asked_of_a_prompt_token_that_is_left_alone(
+    model: PreTrainedModel, ids: torch.Tensor, above: bool
+) -> None:
+    """Only answers are edited; whether they are hangs on the last prompt token, which has no edit of its own."""
+    vector = torch.ones(model.config.hidden_size)
+    part = Intervention(1, vector, "generated")
+    state = model(ids, output_hidden_states=True).hidden_states[1][
+        0, 7
+    ]  # of the last of 8 prompt tokens, after block 0
+    plain = model(ids).logits
+    with steered(model, [part], 8):
+        edited = model(ids).logits
+    for condition, passing in ((state, above), (-state, not above)):
+        with steered(model, [part], 8, gate=Gate(0, condition.clone(), 0.5, above=above, hold=True)) as run:
+            found = model(ids).logits
+        torch.testing.assert_close(found, edited if passing else plain)
+        assert run.edited == (4 if passing else 0)
