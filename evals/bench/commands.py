@@ -25,14 +25,11 @@ def add_commands(subparsers: Any) -> Any:
         description="Train the same adapter with Trimtab and with TRL's SFTTrainer in turns, and compare how many "
         "conversations' tokens each learns from per second. Needs TRL: pip install 'trimtab[bench]'.",
     )
-    train.add_argument("--model", metavar="M", default="trimtab-nano", help="name or folder (default: %(default)s)")
     train.add_argument("--family", default="calc", help="whose conversations (default: %(default)s)")
     train.add_argument("--recipe", type=Path, metavar="FILE", help="default: the adapters' own")
     train.add_argument("--steps", type=positive, default=8, metavar="N", help="steps a round (default: 8)")
-    train.add_argument("--rounds", type=positive, default=5, metavar="N", help="rounds (default: 5)")
-    train.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: all cores)")
-    train.add_argument("--plot", type=Path, metavar="FILE", help="a .png file")
-    train.add_argument("--json", action="store_true", help="print one JSON document and nothing else on stdout")
+    _shared(train)
+    _in_rounds(train, 5)
     train.set_defaults(handler=_train)
     steering = parts.add_parser(
         "steering",
@@ -40,11 +37,9 @@ def add_commands(subparsers: Any) -> Any:
         description="Generate with stock vLLM, with Trimtab's plugin and its profiles, with adapters, and with Hugging "
         "Face hooks, each in an engine of its own, in turns, and compare tokens per second.",
     )
-    steering.add_argument("--model", metavar="M", default="trimtab-nano", help="name or folder (default: %(default)s)")
     steering.add_argument(
         "--adapters", nargs="*", type=Path, metavar="FOLDER", help="PEFT folders to mix (default: four that ship)"
     )
-    steering.add_argument("--rounds", type=positive, default=9, metavar="N", help="rounds (default: 9)")
     steering.add_argument("--in-flight", type=positive, default=64, metavar="N", help="requests at once (default: 64)")
     steering.add_argument("--prompt", type=positive, default=32, metavar="N", help="tokens of a prompt (default: 32)")
     steering.add_argument("--tokens", type=positive, default=128, metavar="N", help="tokens generated (default: 128)")
@@ -55,9 +50,8 @@ def add_commands(subparsers: Any) -> Any:
         metavar="N",
         help="answers under load while profiles are swapped; 0 leaves this part out (default: 10000)",
     )
-    steering.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: all cores)")
-    steering.add_argument("--plot", type=Path, metavar="FILE", help="a .png file")
-    steering.add_argument("--json", action="store_true", help="print one JSON document and nothing else on stdout")
+    _shared(steering)
+    _in_rounds(steering, 9)
     steering.set_defaults(handler=_steering)
     soak = parts.add_parser(
         "soak",
@@ -65,14 +59,26 @@ def add_commands(subparsers: Any) -> Any:
         description="Random requests, loads, unloads, new versions, hang-ups and kills; every answer is held to its "
         "receipt, and afterwards to Hugging Face, PEFT and hooks. Exit code 1 when any was wrong or lost.",
     )
-    soak.add_argument("--model", metavar="M", default="trimtab-nano", help="name or folder (default: %(default)s)")
+    _shared(soak)
     soak.add_argument("--minutes", type=above_zero, default=10.0, metavar="M", help="how long (default: 10)")
     soak.add_argument("--clients", type=positive, default=24, metavar="N", help="requests at once (default: 24)")
     soak.add_argument("--kills", type=int, default=2, metavar="N", help="times the server is killed (default: 2)")
     soak.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn (default: 0)")
-    soak.add_argument("--json", action="store_true", help="print one JSON document and nothing else on stdout")
     soak.set_defaults(handler=_soak)
     return parts
+
+
+def _shared(parser: argparse.ArgumentParser) -> None:
+    """What every benchmark has."""
+    parser.add_argument("--model", metavar="M", default="trimtab-nano", help="name or folder (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print one JSON document and nothing else on stdout")
+
+
+def _in_rounds(parser: argparse.ArgumentParser, rounds: int) -> None:
+    """What those have that let several sides take turns."""
+    parser.add_argument("--rounds", type=positive, default=rounds, metavar="N", help="rounds (default: %(default)s)")
+    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: all cores)")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="a .png file")
 
 
 def _train(args: argparse.Namespace) -> int:

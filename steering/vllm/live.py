@@ -263,10 +263,10 @@ class LiveProfiles:
                     where=f"profile {entry.profile.id}",
                     fix="Try again later",
                 ) from None
-            for one in rungs:
-                self._ladder.remove(one)
-                await self._gone(one)
             try:
+                for one in rungs:
+                    self._ladder.remove(one)
+                    await self._gone(one)
                 await self._ask("trimtab_unload", entry.profile.sha256)
             except BaseException:
                 entry.closing = False

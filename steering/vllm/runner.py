@@ -32,7 +32,7 @@ from ..scope import Place
 from ..texts import Answers
 from .gating import Gating, decide
 from .launch import GATES_VARIABLE
-from .steps import PROFILE_KEY, RECEIPT_KEY, Applied, Filled, Ledger, Pending, Rows, StepView
+from .steps import NOTHING, PROFILE_KEY, RECEIPT_KEY, Applied, Filled, Ledger, Pending, Rows, StepView
 from .versions import require_supported
 
 ATTRIBUTE = "trimtab_steering"
@@ -168,11 +168,7 @@ class RunnerSteering:
 
     def before_dummy(self) -> None:
         """Zero the index for a run without requests."""
-        self.before_step(_NOTHING)
-
-
-_EMPTY = np.zeros(0, dtype=np.int64)
-_NOTHING = StepView((), (), (), (), _EMPTY, _EMPTY, _EMPTY)
+        self.before_step(NOTHING)
 
 
 def install(rows: int, terms: int) -> None:

@@ -109,7 +109,7 @@ class Rows:
 
     def __init__(self, live: Mapping[str, Place], answers: Answers | None = None) -> None:
         self._live, self._answers = live, answers
-        self._mixed, self._filled = _Mixed([]), _EMPTY_VIEW
+        self._mixed, self._filled = _Mixed([]), NOTHING
 
     def place(self, sha: str | None) -> Place:
         """The place of a request's profile. Raises NotFound when it is not live: nothing runs unsteered in silence."""
@@ -205,7 +205,8 @@ class Rows:
 
 _NOWHERE = Place()
 _NO_INTS = np.zeros(0, dtype=np.int64)
-_EMPTY_VIEW = StepView((), (), (), (), _NO_INTS, _NO_INTS, _NO_INTS)
+NOTHING = StepView((), (), (), (), _NO_INTS, _NO_INTS, _NO_INTS)
+"""A step without requests."""
 
 
 class _Mixed:
