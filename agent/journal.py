@@ -14,7 +14,7 @@ import secrets
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -64,12 +64,26 @@ class Journal:
         self.path = home() / "journal.db" if path is None else Path(path)
         self._lock = threading.Lock()
         with self._errors():
-            if str(path) != ":memory:":
+            if str(path) == ":memory:":
+                self._open()
+            else:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                # Conversations are the user's own: nobody else reads them.
-                os.close(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600))
-            self._db = sqlite3.connect(str(self.path), timeout=30, check_same_thread=False, isolation_level=None)
-            self._prepare()
+                with _alone_in(self.path.parent):
+                    self._create()
+                    self._open()
+
+    def _create(self) -> None:
+        """An empty file that nobody else reads: conversations are the user's own.
+
+        A file that is there is not opened: closing it again would drop the locks that SQLite holds on it elsewhere in
+        this process (POSIX locks belong to the process, not to the handle).
+        """
+        with suppress(FileExistsError):
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+
+    def _open(self) -> None:
+        self._db = sqlite3.connect(str(self.path), timeout=30, check_same_thread=False, isolation_level=None)
+        self._prepare()
 
     def _prepare(self) -> None:
         found = self._db.execute("PRAGMA user_version").fetchone()[0]
@@ -203,6 +217,17 @@ class Journal:
                 where=str(self.path),
                 fix="Free disk space or give a writable folder (TRIMTAB_HOME or --home), then continue the run",
             ) from error
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """One opener at a time: SQLite does not wait for a lock while a new file changes to WAL, it fails at once."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 class Recorder:

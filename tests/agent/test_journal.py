@@ -3,6 +3,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,18 @@ def test_many_threads_and_journals_write_to_one_file(tmp_path: Path) -> None:
         thread.join()
     assert errors == []
     assert {(line.status, line.steps) for line in Journal(path).runs()} == {("done", 3)}
+
+
+def test_a_new_journal_can_be_opened_by_many_at_once(tmp_path: Path) -> None:
+    begin = threading.Barrier(16)
+
+    def open_together(path: Path) -> int:
+        begin.wait()
+        return len(Journal(path).runs())
+
+    with ThreadPoolExecutor(16) as pool:
+        for n in range(20):
+            assert set(pool.map(open_together, [tmp_path / f"{n}.db"] * 16)) == {0}
 
 
 def test_two_writers_of_one_run_cannot_both_go_on(tmp_path: Path) -> None:
