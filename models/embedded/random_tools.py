@@ -22,6 +22,9 @@ COUNTS = (0, 1, 1, 2, 2, 2, 3, 3, 4)
 """How many parameters a tool has, each equally often."""
 MANY = (0, 1, 1, 2, 2, 3, 3, 4, 4)
 """The same in training, where what is hard comes oftener."""
+STRANGE = 0.3
+"""Share of tools in training whose description calls the verb something unrelated, and so does the request: then only
+the description leads from the request to the name, as it does with synonyms that nobody has been taught."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,13 @@ def _value(rng: random.Random, schema: dict[str, Any]) -> Any:
 
 
 def _make(
-    rng: random.Random, style: int, verb: str, thing: list[str], lexicon: Lexicon, counts: Sequence[int]
+    rng: random.Random,
+    style: int,
+    verb: str,
+    thing: list[str],
+    lexicon: Lexicon,
+    counts: Sequence[int],
+    told: str | None = None,
 ) -> MadeUpTool:
     parts = [verb, *thing] if rng.random() < 0.85 else [*thing, verb]
     count = rng.choice(counts)
@@ -124,19 +133,25 @@ def _make(
     noun = " ".join(thing)
     first = next(iter(parameters.values())).noun if parameters else ""
     # What a request says stands in the name or in the description: reading them is enough to be right.
-    told = rng.choice(lexicon.verbs.get(verb, (verb,)))
+    strange = told is not None
+    told = told or rng.choice(lexicon.verbs.get(verb, (verb,)))
     forms = [f"{told.capitalize()} a {noun}", f"{told.capitalize()} the {noun}", f"{told.capitalize()} {noun}"]
     if first:
         forms += [f"{told.capitalize()} a {noun} by {first}", f"{told.capitalize()} the {noun} with a given {first}"]
-    description = rng.choice(forms) if rng.random() < 0.9 else ""
-    said = (verb, told) if description else (verb,)
+    description = rng.choice(forms) if strange or rng.random() < 0.9 else ""
+    said = (told, told, verb) if strange else (verb, told) if description else (verb,)
     return MadeUpTool(_join(parts, style), verb, noun, description, tuple(parameters.values()), said)
 
 
 def draw_tools(
-    rng: random.Random, count: int, lexicon: Lexicon = TRAIN, counts: Sequence[int] = COUNTS
+    rng: random.Random, count: int, lexicon: Lexicon = TRAIN, counts: Sequence[int] = COUNTS, strange: float = 0.0
 ) -> list[MadeUpTool]:
-    """Tools that are easy to confuse: some share the verb, some the thing. `counts`: numbers of parameters to draw."""
+    """Tools that are easy to confuse: some share the verb, some the thing.
+
+    Args:
+        counts: numbers of parameters to draw from.
+        strange: share of tools whose verb is called something unrelated (`STRANGE`).
+    """
     style = rng.choice((0, 0, 0, 1, 1, 2, 3, 4))
     verbs = rng.sample(list(lexicon.verbs), min(count, len(lexicon.verbs)))
     things = [[word(rng, 0.4, lexicon.nouns) for _ in range(rng.choice((1, 1, 1, 2)))] for _ in range(count)]
@@ -146,7 +161,10 @@ def draw_tools(
         if rng.random() < 0.25:
             verb = word(rng, 0, lexicon.nouns)
         thing = rng.choice(things[: i + 1]) if rng.random() < 0.35 else things[i]
-        made = _make(rng, style, verb, thing, lexicon, counts)
+        told = None
+        if strange and rng.random() < strange:
+            verb, told = word(rng, 0.2, lexicon.nouns), phrase(rng, 1, rng.choice((1, 1, 2, 3)))
+        made = _make(rng, style, verb, thing, lexicon, counts, told)
         tools.setdefault(made.name, made)
     return list(tools.values())
 
@@ -315,7 +333,7 @@ def group(rng: random.Random, count: int, beside: Sequence[dict[str, Any]] = ())
     Args:
         beside: specifications of other tools to show, which no request needs.
     """
-    tools = draw_tools(rng, rng.choice((2, 3, 3, 4, 4, 4, 5, 6)), counts=MANY)
+    tools = draw_tools(rng, rng.choice((2, 3, 3, 4, 4, 4, 5, 6)), counts=MANY, strange=STRANGE)
     style, opening = open_document(rng, SHOWN)
     names = [str(spec["function"]["name"]) for spec in beside]
     specs = [*(t.spec() for t in tools), *beside]

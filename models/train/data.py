@@ -18,8 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import BadInput
+from ..embedded.template import CHAT_TEMPLATE
 
 IGNORE = -100
+MARK, REPLY, END = "<|im_", "<|im_start|>assistant\n", "<|im_end|>"
+"""In the embedded models' template: how its marks begin, and what stands before and after a reply."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,8 @@ class Encoder:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
+        # The embedded models' template only appends, whatever the turns: it need not be asked turn by turn.
+        self._appends = (tokenizer.chat_template or "").strip() == CHAT_TEMPLATE.strip()
         self._key: str | None = None
         self._opening: tuple[str, tuple[int, ...]] | None = None
 
@@ -129,6 +134,23 @@ class Encoder:
     def _turns(self, messages: list[dict[str, Any]], tools: Any) -> tuple[tuple[int, ...], tuple[bool, ...]]:
         ids: list[int] = []
         learn: list[bool] = []
+        for text, learned in self._spans(messages, tools):
+            piece = self._tokenizer(text, add_special_tokens=False).input_ids
+            ids.extend(piece)
+            learn.extend([learned] * len(piece))
+        return tuple(ids), tuple(learn)
+
+    def _spans(self, messages: list[dict[str, Any]], tools: Any) -> Iterator[tuple[str, bool]]:
+        """The text up to the end of the last assistant turn, in pieces, and whether each is learned."""
+        # Content that spells the template's own marks is left to the slow way.
+        if self._appends and MARK not in json.dumps([messages, tools]):
+            read, *replies = self._render(messages, tools).split(REPLY)
+            for reply in replies:
+                learned, end, rest = reply.partition(END)
+                yield read + REPLY, False
+                yield learned + end, True
+                read = rest
+            return
         done = ""
         for i, message in enumerate(messages):
             if message["role"] != "assistant":
@@ -137,14 +159,11 @@ class Encoder:
             whole = self._render(messages[: i + 1], tools)
             end = self._tokenizer.eos_token
             stop = whole.rfind(end) + len(end) if end and end in whole[len(asked) :] else len(whole)
-            for text, learned in ((asked, False), (whole[:stop], True)):
+            for text, learn in ((asked, False), (whole[:stop], True)):
                 if not text.startswith(done):
                     raise BadInput("the chat template rewrites earlier turns", fix="use a template that only appends")
-                piece = self._tokenizer(text[len(done) :], add_special_tokens=False).input_ids
-                ids.extend(piece)
-                learn.extend([learned] * len(piece))
+                yield text[len(done) :], learn
                 done = text
-        return tuple(ids), tuple(learn)
 
 
 def encode(tokenizer: Any, document: Mapping[str, Any]) -> Example:
