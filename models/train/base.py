@@ -155,8 +155,15 @@ def grown_model(small: Path, recipe: Recipe) -> Any:
     from transformers import AutoModelForCausalLM
 
     source = AutoModelForCausalLM.from_pretrained(small, dtype=torch.float32)
-    depth = source.config.num_hidden_layers
-    grown = new_model(recipe.model_copy(update={"hidden": source.config.hidden_size}), source.config.vocab_size)
+    config = source.config
+    depth = config.num_hidden_layers
+    width = {
+        "hidden": config.hidden_size,
+        "intermediate": config.intermediate_size,
+        "heads": config.num_attention_heads,
+        "kv_heads": config.num_key_value_heads,
+    }
+    grown = new_model(recipe.model_copy(update=width), config.vocab_size)
     state = {k: v for k, v in source.state_dict().items() if ".layers." not in k}
     taken: set[int] = set()
     for layer in range(recipe.layers):
