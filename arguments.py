@@ -29,6 +29,6 @@ def need_png(file: Path | None, option: str, what: str = "picture") -> None:
         BadInput: it is not.
     """
     if file is not None and file.suffix.lower() != ".png":
-        from ..errors import BadInput
+        from .errors import BadInput
 
         raise BadInput(f"the {what} is drawn as PNG", where=f"{option} {file}", fix="Name a .png file")

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..models.arguments import positive
+from ..arguments import positive
 
 CONCURRENCY = 4
 """Tasks at once, where nothing else is asked for."""

@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..models.arguments import need_png, positive
+from ..arguments import need_png, positive
 
 if TYPE_CHECKING:
     from .verify import Client, Report

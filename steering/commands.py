@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import BadInput, EngineRefused, EngineUnavailable
 
 if TYPE_CHECKING:
+    from .profile import Profile
     from .store import ProfileStore
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -47,6 +48,7 @@ def add_commands(subparsers: Any) -> None:
     means.add_argument("--held-out", type=float, default=0.25, metavar="SHARE", help="share of prompts to check with")
     means.add_argument("--controls", type=int, default=3, metavar="N", help="random directions in the check")
     means.add_argument("--seed", type=int, default=0)
+    means.add_argument("--plot", type=Path, metavar="FILE", help="a .png file: the check on held-out pairs")
     means.set_defaults(handler=_learn_means)
 
     weights = methods.add_parser("weights", help="weight delta: the direction between two adapters")
@@ -64,6 +66,7 @@ def add_commands(subparsers: Any) -> None:
     show = leaves.add_parser("show", help="all about one profile")
     show.add_argument("profile", help="name, name@version or name@sha256:...")
     show.add_argument("--json", action="store_true")
+    show.add_argument("--plot", type=Path, metavar="FILE", help="a .png file: its check on held-out pairs")
     show.set_defaults(handler=_show)
     make = leaves.add_parser("make", help="a profile of an adapter alone")
     _profile_arguments(make)
@@ -116,8 +119,10 @@ def _steps(text: str) -> list[str]:
 
 
 def _learn_means(args: argparse.Namespace) -> int:
+    from ..arguments import need_png
     from .learning import learn_means, report
 
+    need_png(args.plot, "--plot")
     name, path = _base(args)
     profile, summary = learn_means(
         base_name=name,
@@ -137,7 +142,16 @@ def _learn_means(args: argparse.Namespace) -> int:
         replace=args.replace,
     )
     report(profile, summary, as_json=args.json)
+    if args.plot is not None:
+        _draw(profile, args.plot)
     return 0
+
+
+def _draw(profile: Profile, file: Path) -> None:
+    from ..home import write_atomic
+    from .picture import calibration_png
+
+    write_atomic(file, calibration_png(profile))
 
 
 def _learn_weights(args: argparse.Namespace) -> int:
@@ -217,9 +231,14 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _show(args: argparse.Namespace) -> int:
+    from ..arguments import need_png
     from .listing import print_profile
 
-    print_profile(_store(args).get(args.profile), as_json=args.json)
+    need_png(args.plot, "--plot")
+    profile = _store(args).get(args.profile)
+    print_profile(profile, as_json=args.json)
+    if args.plot is not None:
+        _draw(profile, args.plot)
     return 0
 
 

@@ -11,7 +11,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FLOORS = {"errors": 0, "home": 0, "tools": 1, "steering": 1, "models": 2, "agent": 3, "evals": 4, "cli": 5}
+FLOORS = {
+    "errors": 0,
+    "home": 1,
+    "arguments": 1,
+    "tools": 2,
+    "steering": 2,
+    "models": 3,
+    "agent": 4,
+    "evals": 5,
+    "cli": 6,
+}
 CODE = [
     p
     for p in sorted(ROOT.rglob("*.py"))

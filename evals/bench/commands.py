@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...models.arguments import above_zero, need_png, positive
+from ...arguments import above_zero, need_png, positive
 
 if TYPE_CHECKING:
     from .bars import Bar

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..arguments import above_zero, need_png, positive
+from ...arguments import above_zero, need_png, positive
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -142,6 +142,10 @@ def log_margins(
     return out
 
 
+MULTIPLES = (0.5, 1.0, 2.0)
+"""Of its strength, at which a vector is checked: a curve that bends back before 2 says that 1 is near the most."""
+
+
 def check(
     model: nn.Module,
     pairs: Sequence[Encoded],
@@ -160,7 +164,7 @@ def check(
         model, vectors, tokens: as learned and as served.
         tokenizer: the model's; needed where `tokens` reads the generated text.
         pairs: pairs that were not learned from; none gives None.
-        strength: margins are taken at -|strength|, 0 and +|strength|.
+        strength: margins are taken at 0 and at `MULTIPLES` of |strength|, to both sides.
         controls: how many random directions of the same norms to try at +|strength|, as a control.
         seed: draws the controls.
         progress: called with (passes done, passes in all).
@@ -173,7 +177,8 @@ def check(
     if not pairs:
         return None
     size = abs(strength)
-    total, done = (3 + controls) * len(pairs), 0
+    factors = sorted({sign * size * multiple for multiple in MULTIPLES for sign in (-1, 1)} | {0.0})
+    total, done = (len(factors) + controls) * len(pairs), 0
 
     def margins(directions: Mapping[int, torch.Tensor], factor: float) -> list[float]:
         nonlocal done
@@ -183,7 +188,7 @@ def check(
         done += len(pairs)
         return values
 
-    by_strength = {factor: margins(vectors, factor) for factor in (-size, 0.0, size)}
+    by_strength = {factor: margins(vectors, factor) for factor in factors}
     means = {factor: sum(values) / len(values) for factor, values in by_strength.items()}
     generator = torch.Generator().manual_seed(seed)
     shifts = []

@@ -117,9 +117,9 @@ def test_check_reports_both_signs_and_controls(plain: PreTrainedModel, encoded: 
     vectors = learn(plain, encoded, LAYERS).vectors
     found = check(plain, encoded, vectors, -0.5, "all", controls=2, seed=1)
     assert found is not None
-    assert [point["strength"] for point in found["points"]] == [-0.5, 0.0, 0.5]
+    assert [point["strength"] for point in found["points"]] == [-1, -0.5, -0.25, 0, 0.25, 0.5, 1]
     zero = log_margins(plain, encoded, [])
-    assert found["points"][1]["margin"] == pytest.approx(sum(zero) / len(zero))
+    assert found["points"][3]["margin"] == pytest.approx(sum(zero) / len(zero))
     assert len(found["random_shift"]) == 2
     assert found == check(plain, encoded, vectors, 0.5, "all", controls=2, seed=1)
     assert check(plain, [], vectors, 1.0, "all") is None
@@ -188,9 +188,14 @@ def test_learn_means_writes_a_profile(
     store, adapter = ProfileStore(tmp_path / "store"), make_adapter("a", 1)
     words = ["steer", "learn", "means", "--base", base, "--pairs", pairs_file(tmp_path), "--layers", "0,2"]
     words += ["--strength", 2, "--adapter", adapter, "--tokens", "generated", "--json"]
-    assert command(*words, "--name", "terse", store=store) == 0
+    drawn, again = tmp_path / "check.png", tmp_path / "again.png"
+    assert command(*words, "--name", "terse", "--plot", drawn, store=store) == 0
     out = json.loads(capsys.readouterr().out)
     profile = store.get("terse")
+    assert command("profiles", "show", "terse", "--plot", again, store=store) == 0
+    capsys.readouterr()
+    assert drawn.read_bytes().startswith(b"\x89PNG")
+    assert drawn.read_bytes() == again.read_bytes()
     assert out["sha256"] == profile.sha256
     assert set(out["layers"]) == {"0", "2"}
     assert profile.document.provenance is not None
@@ -278,6 +283,7 @@ def test_bad_arguments_are_one_clear_error(
         (["--base", base, "--layers", 1, "--name", "X!"], BadInput, "profile: name"),
         (["--base", base, "--layers", 1, "--name", "x", "--adapter", tmp_path], BadInput, "safetensors is missing"),
         (["--base", tmp_path, "--layers", 1, "--name", "x"], NotFound, r"no model\.safetensors"),
+        (["--base", base, "--layers", 1, "--name", "x", "--plot", "x.pdf"], BadInput, "drawn as PNG"),
     ]
     for more, kind, what in cases:
         with pytest.raises(kind, match=what):
