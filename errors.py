@@ -4,6 +4,7 @@
     ├── NotFound                    an unknown profile, tool, model, suite or run (HTTP 404)
     ├── BadInput                    a file, argument or request that does not hold together (HTTP 400)
     ├── Forbidden                   something that the caller may not do (HTTP 403)
+    ├── Conflict                    something that cannot be beside what is under way, or what is (HTTP 409)
     ├── EngineError                 an engine that could not answer (HTTP 502)
     │   ├── EngineUnavailable       it is not there, or went away: the request may be tried again
     │   └── EngineRefused           it answered with a 4xx: trying again will not help
@@ -59,6 +60,12 @@ class Forbidden(TrimtabError):
     """Something that the caller may not do."""
 
     status, exit_code = 403, 2
+
+
+class Conflict(TrimtabError):
+    """Something that cannot be beside what is under way, or is claimed and is not so."""
+
+    status = 409
 
 
 class EngineError(TrimtabError):

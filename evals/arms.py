@@ -136,7 +136,7 @@ def identity(chosen: Side) -> dict[str, str]:
     card = find_model(chosen.model or SMALL)
     found = {"model": card.sha256}
     if chosen.profile == AUTO:
-        for profile in default_store().all():
+        for profile in default_store().each():
             if isinstance(profile, Profile) and profile.base_sha256 == card.sha256:
                 found[profile.id] = profile.sha256
     elif chosen.profile is not None:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from ..arguments import need_png, positive
 
 if TYPE_CHECKING:
-    from .verify import Client, Report
+    from ..steering.proof import Report
+    from .verify import Client
 
 
 def add_command(subparsers: Any) -> None:
@@ -62,7 +63,9 @@ async def _run(args: argparse.Namespace) -> int:
     from ..models.card import find_model
     from ..models.engines import open_engine
     from ..models.engines.http import key_from_environment
-    from .verify import NEW, TOLERANCE, Client, Reference, verify
+    from ..steering.proof import NEW, TOLERANCE
+    from ..steering.reference import Reference
+    from .verify import Client, verify
     from .verify_picture import verify_png
 
     card, store = find_model(args.model), args.default_store()

@@ -6,7 +6,7 @@ import io
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .verify import Report
+    from ..steering.proof import Report
 
 FLOOR = 1e-7
 """Nats: where the axis begins; what is smaller, zero too, is drawn there."""

@@ -237,7 +237,7 @@ def _profiles_of(card: ModelCard) -> Iterator[Finding]:
     from .embedded import default_store
 
     good, names = 0, set(embedded_models())
-    for profile in default_store().all():
+    for profile in default_store().each():
         if isinstance(profile, TrimtabError):
             # A profile that does not load belongs to no model: told once, with the first.
             if card.name == min(names):

@@ -61,6 +61,10 @@ def add_commands(subparsers: Any) -> None:
     profiles = subparsers.add_parser("profiles", help="list, make, load and unload profiles")
     leaves = profiles.add_subparsers(required=True, metavar="COMMAND")
     listing = leaves.add_parser("list", help="the profiles there are")
+    listing.add_argument(
+        "pattern", nargs="?", default="*", help="only names or name@version like this, such as 'calc*'"
+    )
+    listing.add_argument("--ids", action="store_true", help="name@version alone, at once however many there are")
     listing.add_argument("--json", action="store_true")
     listing.set_defaults(handler=_list)
     show = leaves.add_parser("show", help="all about one profile")
@@ -226,7 +230,7 @@ def _about(args: argparse.Namespace) -> dict[str, Any]:
 def _list(args: argparse.Namespace) -> int:
     from .listing import print_list
 
-    print_list(_store(args), as_json=args.json)
+    print_list(_store(args), as_json=args.json, pattern=args.pattern, ids=args.ids)
     return 0
 
 
@@ -247,11 +251,13 @@ def _load_or_unload(args: argparse.Namespace) -> int:
 
     import httpx
 
+    from .admin import admin_headers
+
     find = getattr(args, "find_server", None)
     url = args.url or (find() if find is not None else os.environ.get("TRIMTAB_URL", DEFAULT_URL))
     address = f"{url.rstrip('/').removesuffix('/v1')}/v1/trimtab/profiles/{args.action}"
     try:
-        reply = httpx.post(address, json={"name": args.profile}, timeout=60.0)
+        reply = httpx.post(address, json={"name": args.profile}, headers=admin_headers(), timeout=60.0)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise EngineUnavailable(
             f"no answer ({error})", where=address, fix="Start a server with `trimtab serve`, or give its --url"

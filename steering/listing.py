@@ -28,9 +28,18 @@ def describe(profile: Profile) -> dict[str, Any]:
     }
 
 
-def print_list(store: ProfileStore, *, as_json: bool) -> None:
-    """All profiles of a store; one that does not load is listed with its error."""
-    profiles = store.all()
+def print_list(store: ProfileStore, *, as_json: bool, pattern: str = "*", ids: bool = False) -> None:
+    """The profiles of a store; one that does not load is listed with its error. Only what is printed is kept.
+
+    Args:
+        pattern: as for `ProfileStore.each`.
+        ids: print `name@version` alone, for which no profile is read.
+    """
+    if ids:
+        found = store.ids(pattern)
+        print(json.dumps({"profiles": found}) if as_json else "\n".join(found))
+        return
+    profiles = store.each(pattern)
     if as_json:
         rows = [p.as_dict() | {"broken": True} if isinstance(p, BadInput) else describe(p) for p in profiles]
         print(json.dumps({"profiles": rows}))
@@ -40,8 +49,10 @@ def print_list(store: ProfileStore, *, as_json: bool) -> None:
     from rich.table import Table
 
     table = Table("profile", "base", "adapter", "layers", "weight deltas", "sha256", "description")
+    broken = []
     for profile in profiles:
         if isinstance(profile, BadInput):
+            broken.append(profile)
             continue
         table.add_row(
             profile.id,
@@ -54,9 +65,8 @@ def print_list(store: ProfileStore, *, as_json: bool) -> None:
         )
     console = Console()
     console.print(table if table.row_count else f"No profiles below {', '.join(map(str, store.roots))}.")
-    for profile in profiles:
-        if isinstance(profile, BadInput):
-            console.print(f"[red]broken[/red] {escape(str(profile))}")
+    for error in broken:
+        console.print(f"[red]broken[/red] {escape(str(error))}")
 
 
 def _rank(edit: Edit) -> int:

@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import save_file
 
 from ..errors import BadInput
-from ..home import file_sha256
+from ..home import file_sha256, swap_folders
 from .adapter import CONFIG, WEIGHTS, Adapter, adapter_sha256, read_adapter
 from .document import FILE, Decoding, Document, dump_document, parse_document, read_document
 from .edits import read_edits
@@ -277,19 +277,27 @@ def staged(directory: Path, *, replace: bool = False) -> Iterator[Path]:
         for folder, _, names in os.walk(stage):
             for name in names:
                 _sync(Path(folder) / name)
-        if taken:  # a folder cannot be replaced by one rename: step aside, and come back if the second one fails
-            aside = stage.with_name(stage.name + ".old")
-            os.rename(directory, aside)
-            try:
-                os.rename(stage, directory)
-            except OSError:
-                os.rename(aside, directory)
-                raise
-            shutil.rmtree(aside, ignore_errors=True)
+        if taken:
+            _replace(directory, stage)
         else:
             os.rename(stage, directory)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+
+
+def _replace(directory: Path, stage: Path) -> None:
+    """Put `stage` in the place of `directory`, whose content goes to the stage or away."""
+    try:
+        swap_folders(stage, directory)
+    except OSError:  # not on every disk: step aside, and come back if the second rename fails
+        aside = stage.with_name(stage.name + ".old")
+        os.rename(directory, aside)
+        try:
+            os.rename(stage, directory)
+        except OSError:
+            os.rename(aside, directory)
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ..errors import BadInput, NotFound
@@ -13,6 +16,12 @@ from .profile import Profile, load_profile, staged
 from .promotion import promote, promoted, rollback
 
 _SPEC = re.compile(r"^(?P<name>[a-z0-9][a-z0-9._-]*)(?:@(?:sha256:(?P<sha>[0-9a-f]{8,64})|(?P<version>[^@:/\s]+)))?$")
+
+WHOLE = 64
+"""Digits of a whole hash: the first profile that has it is the one."""
+
+SHOWN = 20
+"""Names that an error lists at most."""
 
 
 def parse_spec(spec: str) -> tuple[str | None, str | None, str | None]:
@@ -23,7 +32,7 @@ def parse_spec(spec: str) -> tuple[str | None, str | None, str | None]:
 
 
 class ProfileStore:
-    """Profiles below some roots, each in a folder `<name>` or `<name>@<version>`.
+    """Profiles below some roots, each in a folder `<name>` or `<name>@<version>`, thousands of them if need be.
 
     The first root takes new profiles; later ones (such as those shipped with the package) are only read. An earlier
     root hides the same name and version in a later one.
@@ -35,63 +44,75 @@ class ProfileStore:
         self.roots = tuple(Path(root) for root in roots)
 
     def names(self) -> list[str]:
-        """The names there are, sorted, broken profiles included."""
+        """The names there are, sorted, broken profiles included. No file is read."""
         return sorted({folder.name.partition("@")[0] for folder in self._folders()})
 
-    def all(self) -> list[Profile | BadInput]:
-        """Every profile of every name and version, sorted; one that does not load stands there as its error."""
-        out: dict[str, Profile | BadInput] = {}
+    def folders(self) -> dict[str, Path]:
+        """The folder of each `name@version`, sorted. Only a folder without a version in its name is read for it; where
+        that fails, it stands there under its name alone."""
+        out: dict[str, Path] = {}
         for folder in self._folders():
-            try:
-                profile = load_profile(folder)
-                out.setdefault(profile.id, profile)
-            except BadInput as error:
-                out.setdefault(str(folder), error)
-        return [out[key] for key in sorted(out)]
+            out.setdefault(_claimed(folder), folder)
+        return {key: out[key] for key in sorted(out)}
+
+    def ids(self, pattern: str = "*") -> list[str]:
+        """Every `name@version`, sorted; nothing is read that `folders` does not read.
+
+        Args:
+            pattern: of names, or of `name@version`, as in a shell.
+        """
+        return [key for key in self.folders() if _like(key, pattern)]
+
+    def each(self, pattern: str = "*") -> Iterator[Profile | BadInput]:
+        """Every profile of every name and version, sorted, one at a time: a large store is never in memory as a whole.
+        One that does not load comes as its error.
+
+        Args:
+            pattern: as for `ids`; other profiles are not read.
+        """
+        for key, folder in self.folders().items():
+            if _like(key, pattern):
+                try:
+                    yield _loaded(folder)
+                except BadInput as error:
+                    yield error
+
+    def all(self) -> list[Profile | BadInput]:
+        """As `each`, all at once."""
+        return list(self.each())
 
     def get(self, spec: str) -> Profile:
         """The profile named `name` (the promoted version, else the newest), `name@version` or `name@sha256:` with at
-        least 8 digits.
+        least 8 digits. Only what may be meant is read: of other names nothing, of other versions nothing but by hash.
 
         Raises:
-            NotFound: nothing answers to it; the known names are listed.
+            NotFound: nothing answers to it; some known names are listed.
             BadInput: it is there and does not load, or a short hash fits several, or the promoted version is gone.
         """
         name, version, sha = parse_spec(spec)
         if name is None:
             raise NotFound(f"unknown profile {spec!r}", where="profile", fix=self._known())
-        versions: dict[str, Path] = {}
-        for folder in self._folders(name):
-            document = read_document(folder)
-            if document.name != name:
-                raise BadInput(
-                    f"the folder is called {name!r} and the profile {document.name!r}",
-                    where=f"{folder / FILE}: name",
-                    fix="Rename one of them",
-                )
-            versions.setdefault(document.version, folder)
-        if version is None and sha is None and (in_use := self.history(name)[-1:]):
-            version = in_use[0]
-            if versions and version not in versions:
-                raise BadInput(
-                    f"{name}@{version} was promoted and is gone",
-                    where=f"profile {name}",
-                    fix="Promote a version that is there, or put it back",
-                )
-        if version is not None:
-            chosen = [versions[version]] if version in versions else []
-        else:
-            chosen = [versions[v] for v in sorted(versions, key=version_key, reverse=True)]
-        if sha is None:
-            if chosen:
-                return load_profile(chosen[0])
-        else:
-            found = [p for p in map(load_profile, chosen) if p.sha256.startswith(sha)]
+        in_use = None if version or sha else next(iter(self.history(name)[-1:]), None)
+        if (wanted := version or in_use) is not None and (folder := self._at(name, wanted)) is not None:
+            return _loaded(folder)
+        versions = self._versions(name)
+        newest_first = [versions[v] for v in sorted(versions, key=version_key, reverse=True)]
+        if in_use is not None and versions:
+            raise BadInput(
+                f"{name}@{in_use} was promoted and is gone",
+                where=f"profile {name}",
+                fix="Promote a version that is there, or put it back",
+            )
+        if sha is not None:
+            hits = (profile for profile in map(_loaded, newest_first) if profile.sha256.startswith(sha))
+            found = list(itertools.islice(hits, 1 if len(sha) == WHOLE else None))
             if len(found) > 1:
                 raise BadInput(f"{spec!r} fits {len(found)} profiles", where="profile", fix="Give more digits")
             if found:
                 return found[0]
-        have = f" (versions of {name}: {', '.join(sorted(versions, key=version_key))})" if versions else ""
+        elif version is None and newest_first:
+            return _loaded(newest_first[0])
+        have = f" (versions of {name}: {some(sorted(versions, key=version_key))})" if versions else ""
         raise NotFound(f"unknown profile {spec!r}{have}", where="profile", fix=self._known())
 
     def save(self, directory: Path, *, replace: bool = False) -> Profile:
@@ -150,18 +171,70 @@ class ProfileStore:
         profile.directory.rename(aside)  # gone at once, even when deleting is cut short
         shutil.rmtree(aside, ignore_errors=True)
 
+    def _at(self, name: str, version: str) -> Path | None:
+        """The folder of a name and version, looked for where it must be."""
+        for root in self.roots:
+            bare, full = root / name, root / f"{name}@{version}"
+            if os.path.isfile(bare / FILE) and read_document(bare).version == version:
+                return bare
+            if os.path.isfile(full / FILE):
+                return full
+        return None
+
+    def _versions(self, name: str) -> dict[str, Path]:
+        out: dict[str, Path] = {}
+        for folder in self._folders(name):
+            _, at, version = folder.name.partition("@")
+            out.setdefault(version if at else read_document(folder).version, folder)
+        return out
+
     def _folders(self, name: str | None = None) -> Iterator[Path]:
         for root in self.roots:
             if not root.is_dir():
                 continue
-            for folder in sorted(root.iterdir()):
-                shown = not folder.name.startswith(".") and (folder / FILE).is_file()
-                if shown and (name is None or folder.name.partition("@")[0] == name):
-                    yield folder
+            there = (one for one in os.listdir(root) if not one.startswith("."))
+            for folder in sorted(one for one in there if name is None or one.partition("@")[0] == name):
+                if os.path.isfile(root / folder / FILE):
+                    yield root / folder
 
     def _known(self) -> str:
         names = self.names()
-        return f"Known profiles: {', '.join(names)}" if names else "There are no profiles yet: learn or load one"
+        return f"Known profiles: {some(names)}" if names else "There are no profiles yet: learn or load one"
+
+
+def _like(key: str, pattern: str) -> bool:
+    return fnmatchcase(key, pattern) or fnmatchcase(key.partition("@")[0], pattern)
+
+
+def _claimed(folder: Path) -> str:
+    """The `name@version` that a folder must hold; its name alone where that has none and its document none either."""
+    if "@" in folder.name:
+        return folder.name
+    try:
+        return f"{folder.name}@{read_document(folder).version}"
+    except BadInput:
+        return folder.name
+
+
+def _loaded(folder: Path) -> Profile:
+    """The profile in a folder, provided that it is the one that the folder's name says. Raises BadInput."""
+    profile = load_profile(folder)
+    name, at, version = folder.name.partition("@")
+    claims = [("name", name, profile.name)] + ([("version", version, profile.version)] if at else [])
+    for field, claimed, found in claims:
+        if claimed != found:
+            raise BadInput(
+                f"the folder is called {claimed!r} and the profile {found!r}",
+                where=f"{folder / FILE}: {field}",
+                fix="Rename one of them",
+            )
+    return profile
+
+
+def some(names: Sequence[str], most: int = SHOWN) -> str:
+    """The first names of many, in words."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def version_key(version: str) -> list[tuple[int, int, str]]:

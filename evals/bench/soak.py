@@ -30,9 +30,9 @@ from ...models.server import Server
 from ...steering.document import BaseEntry, Document
 from ...steering.entries import AddEntry
 from ...steering.profile import save_profile
+from ...steering.reference import Reference
 from ...steering.store import ProfileStore
 from ...steering.strength import at_strength
-from ..verify import Reference
 from .profiles import conditional, vectors
 from .soak_tally import TOLERANCE, Case, Said, Soaked, Tally
 
@@ -59,7 +59,7 @@ class Soak:
         self.prompts = self.reference.prompts(LENGTHS, seed)
         vectors(card, PLAIN, scratch)
         conditional(card, GATED, 2, scratch)
-        self.profiles = {p.id: p for p in store.all() if not isinstance(p, Exception) and p.base_sha256 == card.sha256}
+        self.profiles = {p.id: p for p in store.each() if not isinstance(p, Exception) and p.base_sha256 == card.sha256}
         self.server: Server | None = None
         self.http: httpx.AsyncClient | None = None
         self.tally = Tally()

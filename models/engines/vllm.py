@@ -114,7 +114,7 @@ def needs(card: ModelCard, store: ProfileStore) -> tuple[int, int, int, bool]:
     from ...steering.weights import merged_adapter
 
     found, rank, terms, gated = set(), SMALLEST_RANK, 0, False
-    for profile in store.all():
+    for profile in store.each():
         if isinstance(profile, BadInput) or profile.base_sha256 != card.sha256:
             continue
         merged = merged_adapter(profile, home() / "cache" / "adapters")

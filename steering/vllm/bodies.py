@@ -21,7 +21,7 @@ _SMUGGLED_IN = ("vllm_xargs", "extra_args")
 
 def error_body(error: TrimtabError) -> dict[str, Any]:
     """An error in OpenAI's form."""
-    kinds = {400: "BadRequestError", 404: "NotFoundError", 429: "RateLimitError"}
+    kinds = {400: "BadRequestError", 404: "NotFoundError", 409: "ConflictError", 429: "RateLimitError"}
     kind = kinds.get(error.status, "InternalServerError")
     text = error.what + (f". {error.fix}" if error.fix else "")
     return {"error": {"message": text, "type": kind, "param": error.where, "code": error.status}}

@@ -31,9 +31,11 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import BadInput, NotFound, TrimtabError
+from ..proof import Report
 from . import bodies
 from .launch import LIVE_VARIABLE, PROFILES_VARIABLE
 from .live import LiveProfiles
+from .proving import Prover
 from .routes import own_route
 from .served import LiveProfile
 
@@ -62,6 +64,7 @@ class TrimtabMiddleware:
     def __init__(self, app: App, live: LiveProfiles | None = None) -> None:
         self.app = app
         self.live = live
+        self._prover = Prover()
         self._recent: OrderedDict[str, tuple[str, LiveProfile | None]] = OrderedDict()
         self._authorised: Callable[[Scope], bool] = lambda scope: True
 
@@ -107,8 +110,13 @@ class TrimtabMiddleware:
             await _send_json(send, 200, await self._receipt(live, path.removeprefix(RECEIPTS)))
         elif path.startswith(OWN):
             headers = {bytes(k).decode("latin-1").lower(): bytes(v).decode("latin-1") for k, v in scope["headers"]}
-            answer = await own_route(live, method, path.removeprefix(OWN), headers, lambda: _read(receive))
-            await _send_json(send, 200, answer)
+            origin = f"{scope.get('scheme', 'http')}://{headers.get('host', 'localhost')}"
+
+            def prove(entry: LiveProfile) -> Awaitable[Report]:
+                return self._prover.prove(live, entry, scope["app"], origin, headers.get("authorization"))
+
+            what = path.removeprefix(OWN)
+            await _send_json(send, *await own_route(live, method, what, headers, lambda: _read(receive), prove))
         elif path == "/v1/models" and method == "GET":
             await self.app(scope, receive, _Whole(send, lambda data: _with_profiles(live, data)))
         elif method == "POST" and not _header(scope, b"content-type").startswith("multipart/"):

@@ -17,13 +17,16 @@ from ...errors import BadInput, EngineError, LimitExceeded, NotFound, TrimtabErr
 from ...home import home
 from ..files import model_sha256
 from ..profile import Profile, load_profile
-from ..store import ProfileStore
+from ..store import ProfileStore, some
 from ..strength import at_strength
 from ..weights import merged_adapter, served_name
 from .ladder import Ladder
 from .served import LiveProfile, ServedAdapter
 
 log = logging.getLogger("vllm.trimtab")
+
+FULL_AFTER = 32
+"""So many profiles in a row for which there is no room, and a start does not read the rest of the store."""
 
 _KINDS: dict[str, type[TrimtabError]] = {
     kind.__name__: kind for kind in (BadInput, NotFound, LimitExceeded, EngineError)
@@ -55,6 +58,10 @@ class LiveProfiles:
         """The ids under which the base model answers."""
         return [path.name for path in self._models.base_model_paths]
 
+    def model_folder(self) -> Path:
+        """Where the base model's files are. Raises BadInput when they are not on this machine."""
+        return _model_folder(str(self._models.model_config.model))
+
     def profiles(self) -> list[LiveProfile]:
         """The live profiles, oldest first."""
         return [entry for entry in self._live.values() if not entry.closing]
@@ -67,8 +74,8 @@ class LiveProfiles:
         """Check that steering is installed where the model runs, then load profiles.
 
         Args:
-            wanted: the profiles, each of which must load; None takes every one in the store that fits the model, and
-                notes for the others why they do not.
+            wanted: the profiles, each of which must load, and nothing else is read; None takes every one in the store
+                that fits the model, as long as there is room, and notes for the others why they are not live.
 
         Raises:
             TrimtabError: steering is not installed, or a wanted profile does not load.
@@ -80,14 +87,20 @@ class LiveProfiles:
             return
         if self._store is None:
             return
-        for found in await asyncio.to_thread(self._store.all):
-            if isinstance(found, BadInput):
-                self.refused[found.where or "profile"] = str(found)
-                continue
+        folders = await asyncio.to_thread(self._store.folders)
+        crowded = 0
+        for done, (claimed, folder) in enumerate(folders.items(), 1):
             try:
-                await self._load(found)
-            except (BadInput, LimitExceeded) as error:
-                self.refused[found.id] = str(error)
+                await self._load(folder, claimed)
+                crowded = 0
+            except BadInput as error:
+                self.refused[claimed] = str(error)
+            except LimitExceeded as error:
+                self.refused[claimed] = str(error)
+                crowded += 1
+                if crowded == FULL_AFTER and done < len(folders):
+                    self.refused["..."] = f"{len(folders) - done} more were not tried: there is no room"
+                    break
         for name, reason in self.refused.items():
             log.warning("Profile %s is not live: %s", name, reason)
 
@@ -114,14 +127,14 @@ class LiveProfiles:
             by_hash = sha is not None and len(sha) >= 8 and p.sha256.startswith(sha)
             if p.name == name and (not rest or rest == p.version or by_hash):
                 return entry
-        known = [*self.base_names, *dict.fromkeys(entry.profile.name for entry in self.profiles())]
+        known = list(dict.fromkeys(entry.profile.name for entry in self.profiles()))
         why = next((reason for key, reason in self.refused.items() if key.partition("@")[0] == name), None)
         if rest and model == name:
             why = f"{name}@{rest} is promoted and not live"
         raise NotFound(
             f"The model or profile `{model}` does not exist" + (f" here ({why})" if why else ""),
             where="model",
-            fix=f"Known: {', '.join(known)}",
+            fix=f"Known: {some([*self.base_names, *known])}",
         )
 
     def _promoted(self, name: str) -> str | None:
@@ -141,7 +154,7 @@ class LiveProfiles:
         """
         if self._store is None:
             raise BadInput("this server has no profile store", where="TRIMTAB_PROFILES", fix="Start it with one")
-        return await self._load(await asyncio.to_thread(self._store.get, spec))
+        return await self._load((await asyncio.to_thread(self._store.get, spec)).directory)
 
     async def put(self, folder: Path, spec: str) -> LiveProfile:
         """Save the profile in a folder in the store, and make it live.
@@ -159,14 +172,21 @@ class LiveProfiles:
         found = await asyncio.to_thread(load_profile, folder)
         if found.id != spec:
             raise BadInput(f"the profile is {found.id}, not {spec}", where="path", fix="PUT it under its own name")
-        await asyncio.to_thread(self._checked, found)
-        return await self._load(await asyncio.to_thread(self._store.save, folder))
+        await asyncio.to_thread(self._checked, folder)
+        return await self._load((await asyncio.to_thread(self._store.save, folder)).directory)
 
-    async def _load(self, found: Profile) -> LiveProfile:
+    async def _load(self, folder: Path, claimed: str | None = None) -> LiveProfile:
+        """Make the profile in a folder live.
+
+        Args:
+            claimed: the id that it must have.
+        """
         async with self._lock:
-            if found.name in self.base_names:
-                raise BadInput("the base model has this name", where=f"profile {found.id}", fix="Rename the profile")
-            profile = await asyncio.to_thread(self._checked, found)
+            profile = await asyncio.to_thread(self._checked, folder)
+            if claimed is not None and profile.id != claimed:
+                raise BadInput(f"the profile is {profile.id}", where=f"profile {claimed}", fix="Rename its folder")
+            if profile.name in self.base_names:
+                raise BadInput("the base model has this name", where=f"profile {profile.id}", fix="Rename the profile")
             live = self._live.get(profile.sha256)
             if live is not None:
                 return live
@@ -223,12 +243,12 @@ class LiveProfiles:
         await self._ask("trimtab_unload", entry.profile.sha256)
         await self._release_adapter(entry.adapter)
 
-    def _checked(self, found: Profile) -> Profile:
-        """The profile, checked against the base model that is served. Blocking: reads the model's weights once."""
+    def _checked(self, folder: Path) -> Profile:
+        """The profile in a folder, checked against the served base model. Blocking: reads the model's weights once."""
         if self._base_sha is None:
-            self._base_sha = model_sha256(_model_folder(str(self._models.model_config.model)))
+            self._base_sha = model_sha256(self.model_folder())
         return load_profile(
-            found.directory,
+            folder,
             hidden_size=self.worker["hidden_size"],
             num_layers=self.worker["num_layers"],
             base_sha256=self._base_sha,

@@ -6,9 +6,12 @@
                                                     save it in the server's store, and make it live
     DELETE /v1/trimtab/profiles/{profile}           unload it; it stays in the store
     POST   /v1/trimtab/profiles/load, .../unload    {"name": ...}: a profile of the store
+    POST   /v1/trimtab/profiles/{profile}/verify    prove it (`proving.py`): 200 and the report when it holds, 409 and
+                                                    the report when it does not; 409, too, while another proof runs
 
 With `TRIMTAB_ADMIN_KEY` in the server's environment, whatever changes something needs that key in the header
-`x-trimtab-admin-key`. Tensors over the wire are taken with that key alone: a server without one takes none.
+`x-trimtab-admin-key`. Tensors over the wire are taken, and proofs given, with that key alone: a server without one does
+neither.
 """
 
 from __future__ import annotations
@@ -26,33 +29,48 @@ from typing import Any
 from urllib.parse import unquote
 
 from ...errors import BadInput, Forbidden, NotFound
+from ..admin import ADMIN_HEADER, ADMIN_VARIABLE
 from ..document import FILE
 from ..files import inside
+from ..proof import Report
 from .live import LiveProfiles
+from .proving import proof_reply
+from .served import LiveProfile
 
-ADMIN_VARIABLE = "TRIMTAB_ADMIN_KEY"
-ADMIN_HEADER = "x-trimtab-admin-key"
 MOST_BYTES = 256 << 20
 """Size of an uploaded profile, all files together."""
 UPLOADED = re.compile(r"profile\.yaml|[\w./+-]+\.safetensors|[\w./+-]+/adapter_config\.json")
 """Files that an upload may hold."""
 
 Read = Callable[[], Awaitable[bytes]]
+Prove = Callable[[LiveProfile], Awaitable[Report]]
+Reply = tuple[int, dict[str, Any]]
 
 
 async def own_route(
-    live: LiveProfiles, method: str, what: str, headers: Mapping[str, str], read: Read
-) -> dict[str, Any]:
-    """Answer one request.
+    live: LiveProfiles, method: str, what: str, headers: Mapping[str, str], read: Read, prove: Prove
+) -> Reply:
+    """Answer one request: status and body.
 
     Args:
         what: the path below `/v1/trimtab/`, as it was sent.
         headers: by lower-case name.
         read: reads the body.
+        prove: proves a live profile.
 
     Raises:
         TrimtabError: it is refused.
     """
+    if method == "POST" and what.startswith("profiles/") and what.endswith("/verify"):
+        require_admin(headers, always="proves no profile over HTTP")
+        if await read():
+            raise BadInput("a body is not read", where="body", fix="Leave it out")
+        spec = unquote(what.removeprefix("profiles/").removesuffix("/verify"))
+        return proof_reply(await prove(_entry(live, spec)))
+    return 200, await _answer(live, method, what, headers, read)
+
+
+async def _answer(live: LiveProfiles, method: str, what: str, headers: Mapping[str, str], read: Read) -> dict[str, Any]:
     if (method, what) == ("GET", "profiles"):
         return {
             "model": live.base_names[0],
@@ -72,34 +90,45 @@ async def own_route(
         spec = unquote(what.removeprefix("profiles/"))
         if method == "GET":
             return _shown(live, spec)
-        require_admin(headers, tensors=method == "PUT")
+        require_admin(headers, always="takes no tensors over HTTP" if method == "PUT" else None)
         if method == "DELETE":
             return {"live": False, "profile": (await live.unload(spec)).describe()}
         return {"live": True, "profile": await _put(live, spec, _object(await read()))}
     raise NotFound(f"there is no {method} /v1/trimtab/{what}", where="path", fix="See GET /v1/trimtab/profiles")
 
 
-def require_admin(headers: Mapping[str, str], *, tensors: bool = False) -> None:
-    """Raises Forbidden for a request that may not change the profiles, or with `tensors` not send any."""
+def require_admin(headers: Mapping[str, str], *, always: str | None = None) -> None:
+    """Raises Forbidden for a request without the server's admin key.
+
+    Args:
+        always: what a server that has no such key does not do at all; None for what is then open to everyone.
+    """
     key = os.environ.get(ADMIN_VARIABLE)
     if not key:
-        if tensors:
+        if always is not None:
             raise Forbidden(
-                "this server takes no tensors over HTTP",
+                f"this server {always}",
                 where=ADMIN_HEADER,
                 fix=f"Start it with {ADMIN_VARIABLE} set to a secret, and send that in this header",
             )
         return
     if not hmac.compare_digest(headers.get(ADMIN_HEADER, "").encode(), key.encode()):
         raise Forbidden(
-            "profiles are changed with the admin key alone", where=ADMIN_HEADER, fix="Send the key in this header"
+            "profiles are changed and verified with the admin key alone",
+            where=ADMIN_HEADER,
+            fix="Send the key in this header",
         )
 
 
-def _shown(live: LiveProfiles, spec: str) -> dict[str, Any]:
+def _entry(live: LiveProfiles, spec: str) -> LiveProfile:
     entry = live.resolve(spec)
     if entry is None:
         raise BadInput("this is the base model", where=spec, fix="Name a profile")
+    return entry
+
+
+def _shown(live: LiveProfiles, spec: str) -> dict[str, Any]:
+    entry = _entry(live, spec)
     return {"profile": entry.describe(), "document": entry.profile.document.model_dump(mode="json")}
 
 

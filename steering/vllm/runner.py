@@ -1,14 +1,13 @@
-"""The one module that knows vLLM's model runner: its V1 runner, on the CPU and on a GPU.
+"""The steering of one of vLLM's model runners, on the CPU and on a GPU, whichever runner it is.
 
-Three seams of the runner are wrapped, all of them on its class:
+After the model is loaded its decoder layers are found and get the edit, `hidden + table[index]`. vLLM's layers return
+(hidden, residual) with the MLP's add deferred; a pure addition may go on either half. Table and index are buffers of
+fixed shape and address, so compiled code and CUDA graphs keep reading what is written to them later.
 
-- `load_model`: afterwards the decoder layers are found and get the edit, `hidden + table[index]`. vLLM's layers return
-  (hidden, residual) with the MLP's add deferred; a pure addition may go on either half. Table and index are buffers of
-  fixed shape and address, so compiled code and CUDA graphs keep reading what is written to them later.
-- `_prepare_inputs`: called once per real step, after the runner has settled its batch (new, resumed, reordered and
-  finished requests), and before the model runs. From its state the index is filled; positions and prompt lengths are
-  the scheduler's, so chunked prefill, prefix-cache hits and preemption need no cases here.
-- `_dummy_run`: profiling, warm-up and capture, which bypass `_prepare_inputs`, run with an index of zeros.
+`runner_v1` and `runner_v2` know vLLM's two runners: which methods to wrap, and how a step is read as a `StepView`.
+Positions and prompt lengths are the scheduler's, so chunked prefill, prefix-cache hits and preemption need no cases
+here. Under tensor parallelism every rank has a runner, and all of them do the same: the residual between two layers is
+whole on each, as attention and MLP end in a sum over the ranks.
 
 Whatever does not look as expected is refused at start, never served unsteered.
 """
@@ -17,10 +16,9 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -32,8 +30,7 @@ from ..scope import Place
 from ..texts import Answers
 from .gating import Gating, decide
 from .launch import GATES_VARIABLE
-from .steps import NOTHING, PROFILE_KEY, RECEIPT_KEY, Applied, Filled, Ledger, Pending, Rows, StepView
-from .versions import require_supported
+from .steps import NOTHING, Applied, Filled, Ledger, Pending, Rows, StepView
 
 ATTRIBUTE = "trimtab_steering"
 """Where a runner keeps its `RunnerSteering`."""
@@ -48,12 +45,13 @@ class RunnerSteering:
     Everything here is called from the worker's own thread, between or inside steps; there is no locking.
     """
 
-    def __init__(self, runner: Any, rows: int, terms: int = 0) -> None:
+    def __init__(self, runner: Any, rows: int, terms: int = 0, *, tells_late: bool = False) -> None:
         """Give every decoder layer of the runner's model the edit.
 
         Args:
             rows: rows of the bank, the empty one included.
             terms: how many rank-1 terms the bank holds at each layer.
+            tells_late: whether the runner's steps may begin before it is known what was generated last.
 
         Raises:
             BadInput: the model's layers cannot be found, or the engine uses a feature that steering does not cover.
@@ -77,15 +75,14 @@ class RunnerSteering:
             device=runner.device,
         )
         size = int(runner.max_num_tokens) + _SPARE_TOKENS
-        self._index_host = torch.zeros(size, dtype=torch.int64, pin_memory=bool(runner.device.type == "cuda"))
+        self._index_host = torch.zeros(size, dtype=torch.int64)
         self._index_np = self._index_host.numpy()
         self.index = self._index_host if runner.device.type == "cpu" else self._index_host.to(runner.device)
         self.live: dict[str, Place] = {}
         self._rows = Rows(self.live, Answers(_Tokenizer(config.model_config)))
-        self._tells_late = bool(config.scheduler_config.async_scheduling)
+        self._tells_late = tells_late
         self.ledger = Ledger()
         self.step = Filled(0, frozenset(), False)
-        self._runner = runner
         self.gating = Gating(size, int(config.scheduler_config.max_num_seqs) * 2, runner.device)
         self._pending: list[Pending] = []
         for number, layer in enumerate(self.layers):
@@ -144,11 +141,18 @@ class RunnerSteering:
         self._settle()
         return self.ledger.get(receipt)
 
-    def before_step(self, view: StepView) -> None:
-        """Set the index for a real step. Raises NotFound when a request's profile is not live."""
+    def before_step(self, view: StepView, alive: Collection[str] = ()) -> None:
+        """Set the index for a real step.
+
+        Args:
+            alive: the requests that have not ended, those that wait to be taken up again among them.
+
+        Raises:
+            NotFound: a request's profile is not live.
+        """
         self._settle()
         self.step = self._write(view)
-        self.gating.fill(view, [self._rows.place(sha) for sha in view.profiles], self._runner.requests)
+        self.gating.fill(view, [self._rows.place(sha) for sha in view.profiles], alive)
         self._pending = self.ledger.record(view, self._rows)
 
     def _settle(self) -> None:
@@ -163,39 +167,13 @@ class RunnerSteering:
         filled = self._rows.fill(view, self._index_np, before)
         end = max(before, filled.dirty)
         if self.index is not self._index_host and end:
-            self.index[:end].copy_(self._index_host[:end], non_blocking=True)
+            # Staged anew for each step: with asynchronous scheduling the copy of the last one may still be to come.
+            self.index[:end].copy_(self._index_host[:end].pin_memory(), non_blocking=True)
         return filled
 
     def before_dummy(self) -> None:
         """Zero the index for a run without requests."""
         self.before_step(NOTHING)
-
-
-def install(rows: int, terms: int) -> None:
-    """Wrap the runner's seams, once per process, before a runner is made.
-
-    Args:
-        rows: rows of the bank; `rows - 1` can be taken by live profiles.
-        terms: rank-1 terms that live profiles can have at each layer, all together.
-
-    Raises:
-        BadInput: this vLLM is not supported, or its runner lacks a seam.
-    """
-    require_supported()
-    from vllm.v1.worker.cpu_model_runner import CPUModelRunner
-    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
-
-    if getattr(GPUModelRunner, "_trimtab_installed", False):
-        return
-    for name in ("load_model", "_prepare_inputs", "_dummy_run"):
-        if not callable(getattr(GPUModelRunner, name, None)):
-            raise BadInput(f"vLLM's model runner has no {name}", where="vllm", fix="Install the supported vLLM")
-    for runner_class in (GPUModelRunner, CPUModelRunner):
-        if "load_model" in vars(runner_class):
-            runner_class.load_model = _after_load(runner_class.load_model, rows, terms)
-    GPUModelRunner._prepare_inputs = _with_step(GPUModelRunner._prepare_inputs)
-    GPUModelRunner._dummy_run = _with_dummy(GPUModelRunner._dummy_run)
-    GPUModelRunner._trimtab_installed = True
 
 
 def steering_of(runner: Any) -> RunnerSteering:
@@ -215,24 +193,35 @@ def steering_of(runner: Any) -> RunnerSteering:
     return steering
 
 
-def step_view(runner: Any, scheduler_output: Any) -> StepView:
-    """A step of the V1 runner as plain data, read after the runner has settled its batch."""
-    batch = runner.input_batch
-    count = int(batch.num_reqs)
-    ids = list(batch.req_ids[:count])
-    states = [runner.requests[request_id] for request_id in ids]
-    extras = [(s.sampling_params.extra_args or {}) if s.sampling_params is not None else {} for s in states]
-    scheduled = scheduler_output.num_scheduled_tokens
-    return StepView(
-        request_ids=ids,
-        profiles=[e.get(PROFILE_KEY) for e in extras],
-        receipts=[e.get(RECEIPT_KEY) for e in extras],
-        adapters=[s.lora_request.lora_name if s.lora_request is not None else None for s in states],
-        lengths=np.fromiter((scheduled[i] for i in ids), np.int64, count),
-        positions=batch.num_computed_tokens_cpu[:count].astype(np.int64),
-        prompt_lengths=np.fromiter((s.num_prompt_tokens for s in states), np.int64, count),
-        outputs=[s.output_token_ids for s in states],
-    )
+def require_methods(owner: Any, names: Iterable[str]) -> None:
+    """Raises BadInput where a class of vLLM lacks a method that is wrapped or read: then it is not the one known."""
+    for name in names:
+        if not callable(getattr(owner, name, None)):
+            raise BadInput(f"vLLM's {owner.__qualname__} has no {name}", where="vllm", fix="Install the supported vLLM")
+
+
+def after_load(stock: Callable[..., Any], make: Callable[[Any], RunnerSteering]) -> Callable[..., Any]:
+    """A runner's `load_model` that gives the runner its steering when the model is there."""
+
+    @functools.wraps(stock)
+    def load_model(self: Any, *args: Any, **kwargs: Any) -> Any:
+        out = stock(self, *args, **kwargs)
+        if getattr(self, ATTRIBUTE, None) is None:
+            setattr(self, ATTRIBUTE, make(self))
+        return out
+
+    return load_model
+
+
+def with_dummy(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """A method that runs the model without requests (profiling, warm-up, capture), with an index of zeros."""
+
+    @functools.wraps(stock)
+    def without_requests(self: Any, *args: Any, **kwargs: Any) -> Any:
+        steering_of(self).before_dummy()
+        return stock(self, *args, **kwargs)
+
+    return without_requests
 
 
 def register(layer: nn.Module, table: LayerTable, rows: torch.Tensor) -> None:
@@ -286,46 +275,21 @@ def decoder_layers(model: nn.Module, count: int) -> list[nn.Module]:
     return list(best[0])
 
 
-def _after_load(stock: Callable[..., Any], rows: int, terms: int) -> Callable[..., Any]:
-    @functools.wraps(stock)
-    def load_model(self: Any, *args: Any, **kwargs: Any) -> Any:
-        out = stock(self, *args, **kwargs)
-        if getattr(self, ATTRIBUTE, None) is None:
-            setattr(self, ATTRIBUTE, RunnerSteering(self, rows, terms))
-        return out
-
-    return load_model
-
-
-def _with_step(stock: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(stock)
-    def _prepare_inputs(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
-        steering_of(self).before_step(step_view(self, scheduler_output))
-        return stock(self, scheduler_output, *args, **kwargs)
-
-    return _prepare_inputs
-
-
-def _with_dummy(stock: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(stock)
-    def _dummy_run(self: Any, *args: Any, **kwargs: Any) -> Any:
-        steering_of(self).before_dummy()
-        return stock(self, *args, **kwargs)
-
-    return _dummy_run
-
-
 def _plain_eager(compilation: Any) -> bool:
-    return int(compilation.mode or 0) == 0 and not compilation.cudagraph_mode.has_full_cudagraphs()
+    """Whether every step runs the layers' Python: nothing traced, and no graph captured, not even one in pieces."""
+    return int(compilation.mode or 0) == 0 and not compilation.cudagraph_mode
 
 
 def _require_supported_features(runner: Any) -> None:
     """Raises BadInput for engine features under which positions or layers would not be what they seem."""
     config = runner.vllm_config
+    parallel = config.parallel_config
     refused = {
         "speculative decoding": config.speculative_config is not None,
-        "pipeline parallelism": config.parallel_config.pipeline_parallel_size > 1,
-        "dual-batch overlap": bool(config.parallel_config.enable_dbo),
+        "pipeline parallelism": parallel.pipeline_parallel_size > 1,
+        "prefill context parallelism": parallel.prefill_context_parallel_size > 1,
+        "dual-batch overlap": bool(parallel.use_ubatching),
+        "fast prefill of layers that share a cache": bool(config.cache_config.kv_sharing_fast_prefill),
         "an encoder-decoder model": bool(config.model_config.is_encoder_decoder),
         "prompt embeddings": bool(config.model_config.enable_prompt_embeds),
     }

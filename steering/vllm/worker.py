@@ -17,7 +17,7 @@ from typing import Any
 from ...errors import TrimtabError
 from ..profile import load_profile
 from ..strength import at_strength
-from . import attention_cpu, lora_cpu, runner, seeds_cpu
+from . import attention_cpu, lora_cpu, runner, runner_v1, runner_v2, seeds_cpu
 from .launch import DEFAULT_ROWS, ROWS_VARIABLE, TERMS_VARIABLE
 from .plugin import SWITCH
 from .versions import require_supported
@@ -92,7 +92,9 @@ def _answer(function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 if os.environ.get(SWITCH) == "1":
-    runner.install(int(os.environ.get(ROWS_VARIABLE, DEFAULT_ROWS)), int(os.environ.get(TERMS_VARIABLE, "0")))
+    # Which of its runners vLLM makes is not decided yet.
+    for _runner in (runner_v1, runner_v2):
+        _runner.install(int(os.environ.get(ROWS_VARIABLE, DEFAULT_ROWS)), int(os.environ.get(TERMS_VARIABLE, "0")))
     lora_cpu.install()
     attention_cpu.install()
     seeds_cpu.install()

@@ -15,10 +15,12 @@ import pytest
 import torch
 from trimtab.cli import main
 from trimtab.errors import NotFound
-from trimtab.evals.verify import Client, Reference, Report, verify
+from trimtab.evals.verify import Client, verify
 from trimtab.steering.document import Document
 from trimtab.steering.files import model_sha256
 from trimtab.steering.profile import save_profile
+from trimtab.steering.proof import Report
+from trimtab.steering.reference import Reference
 from trimtab.steering.store import ProfileStore
 
 pytestmark = pytest.mark.server

@@ -7,9 +7,10 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import json
+import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -179,9 +180,13 @@ class Engine:
         rows = logits[len(prompt) - 1 : -1].log_softmax(-1)
         return [float(row[i]) for row, i in zip(rows, ids, strict=True)]
 
-    def hold(self, batch: list[Request]) -> None:
-        """Ask for a batch at once, and hold every answer to the reference."""
-        asked = []
+    def hold(self, batch: list[Request]) -> list[dict[str, Any]]:
+        """Ask for a batch at once, and hold every answer to the reference.
+
+        Returns:
+            What the receipts say was applied, for each.
+        """
+        asked, receipts = [], []
         for request in batch:
             profile = None if request.profile is None else self.profiles[request.profile]
             adapter = None if request.adapter is None else self.adapters[request.adapter]
@@ -208,7 +213,11 @@ class Engine:
             assert answer["logprobs"] == pytest.approx(wanted, abs=2e-3), sent
             (applied,) = answer["applied"]
             assert applied["profile"] == sent["profile"]
+            assert applied["adapter"] == (None if adapter is None else f"a{request.adapter}")
+            assert applied["seen"] == len(request.prompt) + request.tokens - 1
+            receipts.append(applied)
             self.cached += answer["cached"]
+        return receipts
 
 
 @contextmanager
@@ -220,16 +229,23 @@ def running_engine(
     *,
     terms: int = 0,
     gates: bool = False,
+    v2: bool = False,
     **options: Any,
 ) -> Iterator[Engine]:
-    """A vLLM of one's own choice, with these profiles live. Its log is `engine.log` in the folder."""
+    """A vLLM of one's own choice, with these profiles live. Its log is `engine.log` in the folder.
+
+    Args:
+        v2: whether with vLLM's V2 model runner, its GPU kernels interpreted and its steps scheduled ahead.
+    """
     environment = {
         **os.environ,
         **server_environment([], [], terms, gates=gates),
         "VLLM_LOGGING_LEVEL": "WARNING",
         "OMP_NUM_THREADS": "1",
+        **({"VLLM_USE_V2_MODEL_RUNNER": "1"} if v2 else {}),
     }
     common = {"model": str(base), "max_model_len": 256, "block_size": 32, "max_num_seqs": 8}
+    common["distributed_executor_backend"] = "mp" if options.get("tensor_parallel_size", 1) > 1 else "uni"
     with (folder / "engine.log").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("engine_child.py"))],
@@ -264,3 +280,50 @@ def run_engine() -> Callable[..., AbstractContextManager[Engine]]:
 def ask_for() -> type[Request]:
     """Makes a request."""
     return Request
+
+
+FillStore = Callable[[Path, Path, Iterable[tuple[str, str]]], None]
+
+
+@pytest.fixture(scope="session")
+def fill_store() -> FillStore:
+    """Makes many profiles of one, fast: the same tensors under other names and versions."""
+
+    def fill(root: Path, source: Path, ids: Iterable[tuple[str, str]]) -> None:
+        text = (source / "profile.yaml").read_text()
+        for name, version in ids:
+            folder = root / f"{name}@{version}"
+            folder.mkdir(parents=True)
+            named = re.sub(r"(?m)^name: .*$", f"name: {name}", text)
+            (folder / "profile.yaml").write_text(re.sub(r"(?m)^version: .*$", f"version: '{version}'", named))
+            (folder / "v.safetensors").hardlink_to(source / "v.safetensors")
+
+    return fill
+
+
+_opened: list[str] | None = None
+_hooked: list[bool] = []
+
+
+def _note_open(event: str, details: tuple[Any, ...]) -> None:
+    if _opened is not None and event == "open" and isinstance(details[0], (str, os.PathLike)):
+        _opened.append(str(details[0]))
+
+
+@pytest.fixture
+def opened_below() -> Iterator[Callable[[Path], list[str]]]:
+    """What Python opened below a folder since the last call: the names of the folders right below it, sorted."""
+    global _opened
+    if not _hooked:  # such a hook cannot be taken off again
+        sys.addaudithook(_note_open)
+        _hooked.append(True)
+    _opened = []
+
+    def below(root: Path) -> list[str]:
+        assert _opened is not None
+        paths = [Path(path) for path in _opened]
+        _opened.clear()
+        return sorted({path.relative_to(root).parts[0] for path in paths if path.is_relative_to(root)})
+
+    yield below
+    _opened = None

@@ -5,10 +5,40 @@ Reads one JSON line of options, answers `{"compiled": ...}`, then does batch aft
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
+from types import SimpleNamespace
 from typing import Any
+
+
+def interpret_kernels() -> None:
+    """Let vLLM's V2 model runner run here: its Triton kernels are interpreted, by Triton's own interpreter. On the CPU
+    vLLM wants a Triton that has a CPU backend, so one is named; nothing is compiled for it."""
+    os.environ["TRITON_INTERPRET"] = "1"
+    backends = importlib.import_module("triton.backends").backends
+    backends["cpu"] = SimpleNamespace(compiler=None, driver=SimpleNamespace(is_active=lambda: True))
+
+
+def schedule_ahead() -> None:
+    """Let vLLM schedule a step before it knows what the last one generated, as it does on a GPU: its CPU platform turns
+    that off when it has seen the options, because there nothing is gained by it."""
+    from vllm.platforms.cpu import CpuPlatform
+
+    stock = CpuPlatform.check_and_update_config.__func__
+
+    def check_and_update_config(cls: Any, vllm_config: Any) -> None:
+        stock(cls, vllm_config)
+        vllm_config.scheduler_config.async_scheduling = True
+
+    CpuPlatform.check_and_update_config = classmethod(check_and_update_config)
+
+
+def same(answers: list[Any]) -> Any:
+    """The answer of all ranks."""
+    assert all(answer == answers[0] for answer in answers), answers
+    return answers[0]
 
 
 def main() -> None:
@@ -20,22 +50,32 @@ def main() -> None:
         answers.flush()
 
     setup = json.loads(sys.stdin.readline())
+    if os.environ["VLLM_USE_V2_MODEL_RUNNER"] == "1":
+        interpret_kernels()
+        schedule_ahead()
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
 
     llm = LLM(
         worker_extension_cls="trimtab.steering.vllm.worker.SteeringExtension",
-        distributed_executor_backend="uni",
         generation_config="vllm",
         dtype="float32",
         disable_log_stats=False,
         **setup["options"],
     )
     for directory, sha in setup["profiles"]:
-        (answer,) = llm.collective_rpc("trimtab_load", args=(directory, sha))
+        answer = same(llm.collective_rpc("trimtab_load", args=(directory, sha)))
         assert "error" not in answer, answer
     config = llm.llm_engine.vllm_config
-    say({"compiled": int(config.compilation_config.mode or 0) > 0, "lora": config.lora_config is not None})
+    say(
+        {
+            "compiled": int(config.compilation_config.mode or 0) > 0,
+            "lora": config.lora_config is not None,
+            "v2": config.use_v2_model_runner,
+            "ahead": config.scheduler_config.async_scheduling,
+            "ranks": len(llm.collective_rpc("trimtab_describe")),
+        }
+    )
     for line in sys.stdin:
         prompts, params, loras, receipts = [], [], [], []
         for number, asked in enumerate(json.loads(line)):
@@ -55,7 +95,7 @@ def main() -> None:
         outputs = llm.generate(prompts, params, lora_request=loras, use_tqdm=False)
         found = []
         for output, receipt in zip(outputs, receipts, strict=True):
-            (answer,) = llm.collective_rpc("trimtab_receipt", args=(receipt,))
+            answer = same(llm.collective_rpc("trimtab_receipt", args=(receipt,)))
             one = output.outputs[0]
             found.append(
                 {

@@ -312,7 +312,11 @@ def server() -> Iterator[tuple[str, list[tuple[str, Any]]]]:
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             asked.append((self.path, body))
-            known = body["name"] == "terse"
+            if body["name"] == "locked" and self.headers["x-trimtab-admin-key"] != "hush":
+                self.send_response(403)
+                self.end_headers()
+                return
+            known = body["name"] in ("terse", "locked")
             answer = {"name": "terse"} if known else {"error": {"message": "unknown profile"}}
             self.send_response(200 if known else 404)
             self.end_headers()
@@ -331,9 +335,16 @@ def server() -> Iterator[tuple[str, list[tuple[str, Any]]]]:
 
 
 def test_load_and_unload_talk_to_the_server(
-    server: tuple[str, list[tuple[str, Any]]], capsys: pytest.CaptureFixture[str]
+    server: tuple[str, list[tuple[str, Any]]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, asked = server
+    with pytest.raises(EngineRefused, match="HTTP 403"):
+        command("profiles", "load", "locked", "--url", url)
+    monkeypatch.setenv("TRIMTAB_ADMIN_KEY", "hush")
+    assert command("profiles", "load", "locked", "--url", url, "--json") == 0
+    monkeypatch.delenv("TRIMTAB_ADMIN_KEY")
+    asked.clear()
+    capsys.readouterr()
     assert command("profiles", "load", "terse", "--url", url) == 0
     assert command("profiles", "unload", "terse", "--url", f"{url}/v1", "--json") == 0
     assert asked == [

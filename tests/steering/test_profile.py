@@ -399,10 +399,16 @@ def test_save_does_not_overwrite_unless_told(tmp_path: Path) -> None:
     assert (tmp_path / "mine" / "letter.txt").read_text() == "dear"
 
 
+def cannot_swap(*_: Path) -> None:
+    """As `swap_folders` on a disk that cannot do it."""
+    raise OSError(22, "Invalid argument")
+
+
 @pytest.mark.parametrize("call", range(6))
 @pytest.mark.parametrize("taken", [False, True])
+@pytest.mark.parametrize("one_step", [False, True])
 def test_a_crash_leaves_the_old_profile_or_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int, taken: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int, taken: bool, one_step: bool
 ) -> None:
     """The disk fails at the n-th sync or rename: what was there is still there, and nothing lies around."""
     document = Document.model_validate(fields())
@@ -421,6 +427,8 @@ def test_a_crash_leaves_the_old_profile_or_none(
 
     monkeypatch.setattr(os, "fsync", failing(os.fsync))
     monkeypatch.setattr(os, "rename", failing(os.rename))
+    if not one_step:  # as on a disk that cannot swap two folders
+        monkeypatch.setattr("trimtab.steering.profile.swap_folders", cannot_swap)
     changed = document.model_copy(update={"description": "new"})
     try:
         after = save_profile(tmp_path / "p", changed, tensors=tensors(), replace=True).sha256
@@ -430,3 +438,16 @@ def test_a_crash_leaves_the_old_profile_or_none(
     assert [path.name for path in tmp_path.iterdir()] == (["p"] if after is not None else [])
     if after is not None:
         assert load_profile(tmp_path / "p").sha256 == after
+
+
+def test_a_replaced_profile_is_there_at_every_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    document = Document.model_validate(fields())
+    save_profile(tmp_path / "p", document, tensors=tensors())
+
+    def killed(*_: Any) -> None:
+        raise AssertionError("two renames: killed between them, there would be no profile")
+
+    monkeypatch.setattr(os, "rename", killed)
+    changed = document.model_copy(update={"description": "new"})
+    assert save_profile(tmp_path / "p", changed, tensors=tensors(), replace=True).document.description == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["p"]

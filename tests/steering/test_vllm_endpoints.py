@@ -16,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -35,6 +36,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 from trimtab.steering.vllm.endpoints import TrimtabMiddleware
+from trimtab.steering.vllm.live import FULL_AFTER
 
 WIDTH, LAYERS = 4, 3
 CHAT = "/v1/chat/completions"
@@ -508,3 +510,87 @@ def test_bad_uploads_leave_nothing(
     assert answer.status_code == 400, answer.text
     assert sorted(store.rglob("*")) == before
     assert len(bench.engine.live) == 2
+
+
+def references() -> list[psutil.Process]:
+    """The processes that read a server's answers."""
+    children = psutil.Process().children(recursive=True)
+    return [child for child in children if "trimtab.steering.reference_child" in child.cmdline()]
+
+
+def test_a_proof_takes_the_admin_key_and_one_live_profile(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = "/v1/trimtab/profiles/{}/verify"
+    assert bench.client.post(place.format("terse")).status_code == 403, "without a key set there are no proofs"
+    monkeypatch.setenv("TRIMTAB_ADMIN_KEY", "hush")
+    assert bench.client.post(place.format("terse")).status_code == 403
+    bench.client.headers["x-trimtab-admin-key"] = "hush"
+    for name, status in (("nobody", 404), ("alien", 404), ("terse@2", 404), ("base", 400), ("", 404)):
+        assert bench.client.post(place.format(name)).status_code == status, name
+    assert bench.client.post(place.format("terse"), json={"tolerance": 9}).status_code == 400
+    assert bench.client.get(place.format("terse")).status_code == 404
+    assert not bench.bodies
+    assert references() == []
+
+
+def test_files_that_are_not_what_went_live_prove_nothing(
+    bench: Bench, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRIMTAB_ADMIN_KEY", "hush")
+    bench.client.headers["x-trimtab-admin-key"] = "hush"
+    file = store / "terse@1" / "profile.yaml"
+    file.write_text(file.read_text().replace("strength: 2.0", "strength: 2.5"))
+    for words in ("the files are not what went live", "profile.yaml is missing"):
+        answer = bench.client.post("/v1/trimtab/profiles/terse/verify")
+        assert (answer.status_code, "ok" in answer.json()) == (409, False)
+        assert words in answer.json()["error"]["message"]
+        file.unlink(missing_ok=True)
+    assert references() == []
+
+
+def test_a_proof_that_takes_too_long_or_has_no_reference_is_an_error_and_leaves_nothing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRIMTAB_ADMIN_KEY", "hush")
+    bench.client.headers["x-trimtab-admin-key"] = "hush"
+    monkeypatch.setenv("TRIMTAB_VERIFY_SECONDS", "0.2")
+    late = bench.client.post("/v1/trimtab/profiles/terse/verify")
+    assert (late.status_code, "ok" in late.json()) == (429, False)
+    assert "not proven within 0.2 s" in late.json()["error"]["message"]
+    assert references() == []
+    monkeypatch.delenv("TRIMTAB_VERIFY_SECONDS")
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    broken = bench.client.post("/v1/trimtab/profiles/terse/verify")
+    assert (broken.status_code, "ok" in broken.json()) == (502, False), "and the one before is out of the way"
+    assert "the reference ended with exit code 1" in broken.json()["error"]["message"]
+    assert references() == []
+
+
+def test_a_start_reads_the_profiles_that_are_asked_for(
+    make: Callable[..., Bench], store: Path, fill_store: Any, opened_below: Callable[[Path], list[str]]
+) -> None:
+    fill_store(store, store / "terse@1", ((f"t{n:04d}", "1") for n in range(2_000)))
+    bench = make(live="terse,t0500")
+    opened_below(store)
+    with bench.client:
+        assert opened_below(store) == ["t0500@1", "terse@1"]
+        assert bench.client.post("/v1/trimtab/profiles/load", json={"name": "t1999"}).status_code == 200
+        assert bench.post(model="nobody").status_code == 404
+        assert opened_below(store) == ["t1999@1"]
+
+
+def test_a_start_with_all_profiles_ends_where_there_is_no_more_room(
+    make: Callable[..., Bench], store: Path, fill_store: Any, opened_below: Callable[[Path], list[str]]
+) -> None:
+    fill_store(store, store / "terse@1", ((f"t{n:04d}", "1") for n in range(2_000)))
+    bench = make(live=None)
+    bench.engine.room = 3
+    opened_below(store)
+    with bench.client:
+        assert sorted(profiles(bench)) == ["late", "t0000", "t0001"]
+        assert opened_below(store) == ["alien@1", "late@1", *(f"t{n:04d}@1" for n in range(2 + FULL_AFTER))]
+        refused = bench.client.get("/v1/trimtab/profiles").json()["refused"]
+        assert len(refused) == 1 + FULL_AFTER + 1
+        assert refused["..."] == f"{2_003 - 4 - FULL_AFTER} more were not tried: there is no room"
+        assert "the bank is full" in bench.post(model="t0002").json()["error"]["message"]
+        assert bench.client.post("/v1/trimtab/profiles/unload", json={"name": "late"}).status_code == 200
+        assert bench.client.post("/v1/trimtab/profiles/load", json={"name": "t1000"}).status_code == 200

@@ -1,8 +1,9 @@
 """Random profiles, batches, scopes, chunks and preemptions on vLLM itself, every request held to Hugging Face.
 
-Two engines of a tiny random model: an eager one with so few tokens a step and so few cache blocks that prompts are
-computed in pieces and requests are thrown out and taken up again; and a compiled one, with LoRA still on, that mixes
-adapters with steering in compiled code.
+Three engines of a tiny random model: an eager one with so few tokens a step and so few cache blocks that prompts are
+computed in pieces and requests are thrown out and taken up again; the same with adapters on vLLM's V2 model runner,
+whose GPU kernels are interpreted; and a compiled one, with LoRA still on, that mixes adapters with steering in compiled
+code.
 """
 
 from __future__ import annotations
@@ -111,17 +112,30 @@ def profiles_of(base: Path, folder: Path) -> list[Any]:
     return [write(rng, number, base, folder) for number in range(PROFILES)]
 
 
+CRAMPED = {
+    "enforce_eager": True,
+    "max_num_batched_tokens": 24,
+    "num_gpu_blocks_override": 24,
+    "enable_prefix_caching": True,
+}
+"""24 tokens a step, and cache for half of what eight requests need."""
+
+
 @pytest.fixture(scope="module")
 def cramped(run_engine: Any, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Eager: 24 tokens a step, and cache for half of what eight requests need."""
-    options = {
-        "enforce_eager": True,
-        "max_num_batched_tokens": 24,
-        "num_gpu_blocks_override": 24,
-        "enable_prefix_caching": True,
-    }
     folder = tmp_path_factory.mktemp("cramped")
-    with run_engine(tiny_model, folder, profiles_of(tiny_model, folder), [], terms=160, **options) as engine:
+    with run_engine(tiny_model, folder, profiles_of(tiny_model, folder), [], terms=160, **CRAMPED) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def second(run_engine: Any, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The V2 runner, as cramped, with LoRA."""
+    options = {**CRAMPED, "enable_lora": True, "max_loras": ADAPTERS, "max_lora_rank": 8}
+    folder = tmp_path_factory.mktemp("second")
+    adapters = [write_adapter(tiny_model, folder / f"adapter-{i}", i) for i in range(ADAPTERS)]
+    profiles = profiles_of(tiny_model, folder)
+    with run_engine(tiny_model, folder, profiles, adapters, terms=160, v2=True, **options) as engine:
         yield engine
 
 
@@ -180,8 +194,26 @@ def test_requests_were_thrown_out_and_blocks_used_again(cramped: Any, ask_for: A
     assert cramped.cached > 0
 
 
+def test_the_v2_runner_steers_and_adapts_as_the_reference_does(second: Any, ask_for: Any) -> None:
+    """Every profile, by turns under each adapter and none; what is interpreted is slow, so no random batches here."""
+    assert second.facts["v2"]
+    assert second.facts["ahead"]
+    numbers = (None, *range(ADAPTERS))
+    batch: Batch = [(n, numbers[n % len(numbers)], 3 + 7 * n % 60, 6, n % 3) for n in range(PROFILES)]
+    second.hold(requests_of(ask_for, [(None, None, 30, 6, 0), (None, 1, 30, 6, 0), *batch], adapters=True))
+
+
+def test_the_v2_runner_throws_requests_out_and_uses_blocks_again(second: Any, ask_for: Any) -> None:
+    second.hold(requests_of(ask_for, [(n, n % ADAPTERS, 120, 60, n % 2) for n in range(8)], adapters=True))
+    assert second.preemptions > 0
+    for _ in range(2):
+        second.hold(requests_of(ask_for, [(n, None, 70, 3, n) for n in range(3)], adapters=True))
+    assert second.cached > 0
+
+
 @given(batch=st.lists(REQUEST, min_size=2, max_size=10))
 @room
 def test_compiled_layers_steer_and_adapt_as_the_reference_does(compiled: Any, ask_for: Any, batch: Batch) -> None:
-    assert compiled.facts == {"compiled": True, "lora": True}
+    assert compiled.facts["compiled"]
+    assert compiled.facts["lora"]
     compiled.hold(requests_of(ask_for, batch, adapters=True))

@@ -16,7 +16,8 @@ from trimtab.steering.intervention import Gate, Intervention
 from trimtab.steering.scope import Scope
 from trimtab.steering.terms import ablate
 from trimtab.steering.vllm.cache_keys import SCOPED_KEY, layout, phase_key
-from trimtab.steering.vllm.runner import RunnerSteering, decoder_layers, steering_of, step_view
+from trimtab.steering.vllm.runner import RunnerSteering, decoder_layers, require_methods, steering_of
+from trimtab.steering.vllm.runner_v1 import steer, step_view
 
 H, L = 6, 3
 
@@ -46,7 +47,7 @@ class Model(nn.Module):
         return hidden + residual
 
 
-def make_runner(model: nn.Module, *, eager: bool = True, rows: int = 4, terms: int = 0, **parallel: Any) -> Any:
+def make_runner(model: nn.Module, *, eager: bool = True, rows: int = 4, terms: int = 0) -> Any:
     """A stand-in with the fields of vLLM's V1 runner that steering reads."""
     runner = SimpleNamespace(
         model=model,
@@ -61,17 +62,18 @@ def make_runner(model: nn.Module, *, eager: bool = True, rows: int = 4, terms: i
                 is_encoder_decoder=False,
                 enable_prompt_embeds=False,
             ),
-            compilation_config=SimpleNamespace(
-                mode=3, cudagraph_mode=SimpleNamespace(has_full_cudagraphs=lambda: False)
-            ),
+            compilation_config=SimpleNamespace(mode=3, cudagraph_mode=None),
+            cache_config=SimpleNamespace(kv_sharing_fast_prefill=False),
             speculative_config=None,
             scheduler_config=SimpleNamespace(async_scheduling=False, max_num_seqs=8),
-            parallel_config=SimpleNamespace(pipeline_parallel_size=1, enable_dbo=False, **parallel),
+            parallel_config=SimpleNamespace(
+                pipeline_parallel_size=1, prefill_context_parallel_size=1, use_ubatching=False
+            ),
         ),
         input_batch=SimpleNamespace(num_reqs=0, req_ids=[], num_computed_tokens_cpu=np.zeros(8, dtype=np.int32)),
         requests={},
     )
-    runner.trimtab_steering = RunnerSteering(runner, rows, terms)
+    runner.trimtab_steering = steer(runner, rows, terms)
     return runner
 
 
@@ -196,7 +198,7 @@ def test_a_condition_lets_tokens_through_and_a_held_one_lasts(eager: bool, monke
     steering.load(each)
     for number, open_ in enumerate(([False, False], passing, passing)):
         output = schedule(runner, ("a", "h", number, 1, 2), ("b", "h", number, 1, 2))
-        steering.before_step(step_view(runner, output))
+        steering.before_step(step_view(runner, output), runner.requests)
         torch.testing.assert_close(run(x[number]), by_hand(x[number], open_)[0])
     assert [steering.receipt(f"receipt-{name}")[0].steered for name in "ab"] == [2 * one for one in passing]  # type: ignore[index]
     runner.requests.clear()
@@ -253,7 +255,7 @@ def test_what_the_engine_cannot_do_is_refused_when_the_profile_is_loaded() -> No
     with pytest.raises(LimitExceeded, match="0 of the bank's 0 rank-1 terms"):
         steering.load(profile("p", Intervention(1, None, "all", ablate(vector(1.0)))))
     runner.vllm_config.scheduler_config.async_scheduling = True
-    late = RunnerSteering(runner, rows=3)
+    late = steer(runner, rows=3)
     with pytest.raises(BadInput, match="no-async-scheduling"):
         late.load(profile("t", Intervention(1, vector(1.0), Scope(after="x"))))
     assert steering.live == late.live == {}
@@ -309,10 +311,43 @@ def test_unknown_runners_and_models_are_refused() -> None:
     model.other.blocks = nn.ModuleList(Block() for _ in range(L))
     with pytest.raises(BadInput, match="2 lists"):
         decoder_layers(model, L)
+    with pytest.raises(BadInput, match="Model has no _prepare_inputs"):
+        require_methods(Model, ["forward", "_prepare_inputs"])
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value", "name"),
+    [
+        (None, "speculative_config", object(), "speculative decoding"),
+        ("parallel_config", "pipeline_parallel_size", 2, "pipeline parallelism"),
+        ("parallel_config", "prefill_context_parallel_size", 2, "prefill context parallelism"),
+        ("parallel_config", "use_ubatching", True, "dual-batch overlap"),
+        ("cache_config", "kv_sharing_fast_prefill", True, "fast prefill of layers that share a cache"),
+        ("model_config", "is_encoder_decoder", True, "an encoder-decoder model"),
+        ("model_config", "enable_prompt_embeds", True, "prompt embeddings"),
+    ],
+)
+def test_what_steering_does_not_cover_is_refused_when_the_model_is_loaded(
+    section: str | None, field: str, value: object, name: str
+) -> None:
     runner = make_runner(Model())
-    runner.vllm_config.speculative_config = object()
-    with pytest.raises(BadInput, match="speculative decoding"):
+    config = runner.vllm_config
+    setattr(config if section is None else getattr(config, section), field, value)
+    with pytest.raises(BadInput, match=f"steering does not support {name} yet"):
         RunnerSteering(runner, rows=2)
+
+
+def test_layers_are_only_skipped_where_no_graph_is_captured() -> None:
+    """Graphs can be captured in pieces although nothing is compiled."""
+    modes = pytest.importorskip("vllm.config.compilation").CUDAGraphMode
+    runner = make_runner(Model(), eager=False)
+    compilation = runner.vllm_config.compilation_config
+    skips = {}
+    for mode in (0, 3):
+        for graphs in (modes.NONE, modes.PIECEWISE, modes.FULL_DECODE_ONLY):
+            compilation.mode, compilation.cudagraph_mode = mode, graphs
+            skips[mode, graphs.name] = RunnerSteering(runner, rows=2).may_skip
+    assert [case for case, skip in skips.items() if skip] == [(0, "NONE")]
 
 
 def test_blocks_past_the_prompt_are_keyed_by_its_length_only_for_scoped_profiles() -> None:

@@ -1,0 +1,96 @@
+"""Steering beside other features of the engine, on vLLM itself: several ranks, and what is refused at the start."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+from trimtab.steering.document import Document
+from trimtab.steering.files import model_sha256
+from trimtab.steering.profile import Profile, save_profile
+
+pytestmark = [
+    pytest.mark.server,
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed"),
+]
+
+
+def profiles(base: Path, folder: Path, width: int, layers: int) -> list[Profile]:
+    """One that adds at every layer, one that adds to what is generated, a rank-1 term, and one under a condition."""
+    generator = torch.Generator().manual_seed(7)
+    tensors = {f"v{i}": torch.randn(width, generator=generator) for i in range(layers)}
+    adds = [{"layer": i, "file": "v.safetensors", "tensor": f"v{i}", "strength": 1.5} for i in range(layers)]
+    ablate = {"kind": "ablate", "layer": 1, "file": "v.safetensors", "tensor": "v0"}
+    gate = {"layer": 0, "file": "v.safetensors", "tensor": "v1", "threshold": 0.0, "hold": "prompt"}
+    made: dict[str, dict[str, Any]] = {
+        "all": {"interventions": adds},
+        "generated": {"interventions": [{**adds[1], "tokens": "generated"}]},
+        "reads": {"interventions": [ablate, adds[2]]},
+        "gated": {"interventions": adds[1:], "gate": gate},
+    }
+    common: dict[str, Any] = {"format": 1, "base": {"model": "tiny", "sha256": model_sha256(base)}}
+    return [
+        save_profile(
+            folder / f"{name}@1",
+            Document.model_validate({"name": name, **common, **fields}),
+            tensors={"v.safetensors": tensors},
+        )
+        for name, fields in made.items()
+    ]
+
+
+def adapter(base: Path, folder: Path) -> Path:
+    """A random adapter of layers that ranks split in either way, written by PEFT itself."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    wrapped: Any = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"]))
+    torch.manual_seed(1)
+    for name, parameter in wrapped.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    wrapped.save_pretrained(folder)
+    return folder
+
+
+def test_two_ranks_steer_as_the_reference_does_and_count_once(
+    run_engine: Any, ask_for: Any, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Each rank has a runner with a bank of its own. That all of them answer alike is checked where they are asked."""
+    made = profiles(tiny_model, tmp_path, 64, 3)
+    adapters = [adapter(tiny_model, tmp_path / "adapter")]
+    options = {"tensor_parallel_size": 2, "enforce_eager": True, "max_num_batched_tokens": 24}
+    options |= {"enable_lora": True, "max_lora_rank": 8}
+    with run_engine(tiny_model, tmp_path, made, adapters, terms=4, **options) as engine:
+        assert engine.facts["ranks"] == 2
+        prompts = [[40 + (7 * i + 3 * n) % 50 for i in range(n)] for n in (3, 40)]
+        batch = [ask_for(p, a, prompt, 6) for prompt in prompts for a in (None, 0) for p in (None, *range(len(made)))]
+        for request, applied in zip(batch, engine.hold(batch), strict=True):
+            every = len(request.prompt) + request.tokens - 1
+            counts = {None: 0, 0: every, 1: request.tokens - 1, 2: every}
+            if request.profile in counts:
+                assert applied["steered"] == counts[request.profile]
+        plain, *steered = (engine.logprobs(prompts[1], [50, 51, 52], p, None) for p in (None, *made[:3]))
+        assert all(one != pytest.approx(plain, abs=0.05) for one in steered), "a profile that would not show"
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        (
+            {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3}},
+            "speculative decoding",
+        ),
+    ],
+)
+def test_an_engine_with_it_does_not_start(
+    options: dict[str, Any], name: str, run_engine: Any, tiny_model: Path, tmp_path: Path
+) -> None:
+    with (
+        pytest.raises(AssertionError, match=f"steering does not support {name} yet. Start the server without it"),
+        run_engine(tiny_model, tmp_path, [], [], enforce_eager=True, **options),
+    ):
+        pass
