@@ -6,7 +6,7 @@ profiles=$here/profiles
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 means=(steer learn means --base trimtab-nano --adapter "$profiles/calc@1/adapter" --pairs "$here/pairs/detail.jsonl"
-  --layers 3,5 --replace)
+  --layers 2,5 --replace)
 # Stronger towards short answers, and some requests are answered with a question instead of a call.
 trimtab "${means[@]}" --strength 0.6 --negate --name calc-terse --description "calc, with short answers" \
   --out "$profiles/calc-terse@1"
