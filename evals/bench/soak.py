@@ -274,6 +274,7 @@ class Soak:
             await self.start()
             self.down += 1
             self.tally.counts["kills"] += 1
+        await self.end.wait()  # the soak ends with its first task
 
     def replay(self) -> tuple[int, float]:
         """Hold every distinct answer to the reference; what differs is wrong."""

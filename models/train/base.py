@@ -146,6 +146,17 @@ def new_model(recipe: Recipe, vocabulary: int, variants: Variants | None = None)
     return model
 
 
+def shape_of(config: Any) -> dict[str, int]:
+    """The fields of a recipe that say how large a model is, of a trained one."""
+    return {
+        "layers": config.num_hidden_layers,
+        "hidden": config.hidden_size,
+        "intermediate": config.intermediate_size,
+        "heads": config.num_attention_heads,
+        "kv_heads": config.num_key_value_heads,
+    }
+
+
 def grown_model(small: Path, recipe: Recipe) -> Any:
     """A deeper model that starts out computing exactly what `small` computes.
 
@@ -155,15 +166,9 @@ def grown_model(small: Path, recipe: Recipe) -> Any:
     from transformers import AutoModelForCausalLM
 
     source = AutoModelForCausalLM.from_pretrained(small, dtype=torch.float32)
-    config = source.config
-    depth = config.num_hidden_layers
-    width = {
-        "hidden": config.hidden_size,
-        "intermediate": config.intermediate_size,
-        "heads": config.num_attention_heads,
-        "kv_heads": config.num_key_value_heads,
-    }
-    grown = new_model(recipe.model_copy(update=width), config.vocab_size)
+    depth = source.config.num_hidden_layers
+    width = {field: value for field, value in shape_of(source.config).items() if field != "layers"}
+    grown = new_model(recipe.model_copy(update=width), source.config.vocab_size)
     state = {k: v for k, v in source.state_dict().items() if ".layers." not in k}
     taken: set[int] = set()
     for layer in range(recipe.layers):
@@ -217,15 +222,17 @@ def train_base(
         make_tokenizer(tokenizer_home)
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_home)
     before = None if go_on_from is None else _card_of(go_on_from)
-    variants = Variants(tokenizer, recipe.hidden) if grow_from is None else None
-    if go_on_from is not None:
-        model = AutoModelForCausalLM.from_pretrained(go_on_from, dtype=torch.float32)
-        if variants is not None:
-            variants.read(model.get_input_embeddings().weight)
-    elif grow_from is not None:
+    variants = None
+    if grow_from is not None:
         model = grown_model(grow_from, recipe)
+    elif go_on_from is not None:
+        model = AutoModelForCausalLM.from_pretrained(go_on_from, dtype=torch.float32)
+        variants = Variants(tokenizer, model.config.hidden_size)
+        variants.read(model.get_input_embeddings().weight)
     else:
+        variants = Variants(tokenizer, recipe.hidden)
         model = new_model(recipe, len(tokenizer), variants)
+    recipe = recipe.model_copy(update=shape_of(model.config))
     model.to(device)
     if variants is not None:
         variants.to(device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import json
 from collections import Counter
@@ -13,6 +14,7 @@ from trimtab.errors import EngineError
 from trimtab.evals.bench.arm import Block, Setup, Work, environment, started
 from trimtab.evals.bench.picture import steering_png
 from trimtab.evals.bench.profiles import conditional, vectors
+from trimtab.evals.bench.soak import Soak, soak
 from trimtab.evals.bench.soak_tally import Case, Said, Soaked, Tally
 from trimtab.evals.bench.steering import ROWS, Measured, check_steered, plan
 from trimtab.models.card import find_model
@@ -108,13 +110,20 @@ def test_an_engine_that_dies_is_told_with_the_end_of_its_log(tmp_path: Path) -> 
         arm.wait()
 
 
+async def test_a_soak_does_not_end_with_its_last_kill() -> None:
+    soak = Soak.__new__(Soak)
+    soak.end = asyncio.Event()
+    killer = asyncio.create_task(soak.killer([]))
+    await asyncio.sleep(0.01)
+    assert not killer.done()
+    soak.end.set()
+    await killer
+
+
 @pytest.mark.server
 @pytest.mark.skipif(not HERE, reason="vLLM is not installed")
 def test_a_short_soak(trimtab_home: Path, tmp_path: Path) -> None:
     """The whole of it, killed once, on the small model without shipped profiles."""
-    import asyncio
-
-    from trimtab.evals.bench.soak import soak
     from trimtab.steering.store import ProfileStore
 
     told: list[str] = []

@@ -117,6 +117,7 @@ def test_training_goes_on_from_a_trained_model_and_its_card_says_so(tmp_path: Pa
     recipe = RECIPE.model_copy(update={"steps": 1, "length": 640})
     card = train_base("more", recipe, tmp_path / "more", tmp_path / "work", go_on_from=MODELS / SMALL)
     assert card["before"] == json.loads((MODELS / SMALL / "card.json").read_text())
+    assert all(card["recipe"][size] == card["before"]["recipe"][size] for size in ("layers", "hidden", "heads"))
     assert (tmp_path / "more/tokenizer.json").read_bytes() == (MODELS / SMALL / "tokenizer.json").read_bytes()
     before, after = (load_file(d / "model.safetensors") for d in (MODELS / SMALL, tmp_path / "more"))
     moved = [float((after[name].float() - tensor.float()).abs().max()) for name, tensor in before.items()]

@@ -266,7 +266,7 @@ def test_what_a_tag_names_shows_in_the_documents_under_it() -> None:
     """Under `confirm` nothing is destroyed unasked, under `act` nothing is asked first, and so on."""
     seen: Counter[str] = Counter()
     with open_world() as world:
-        for document in itertools.islice(base_documents(3, world), 2500):
+        for document in itertools.islice(base_documents(3, world), 5000):
             head, *turns = document["messages"]
             if head["role"] != "system":
                 continue
