@@ -192,7 +192,7 @@ async def test_the_random_profiles_do_something(pair: Any) -> None:
     """Otherwise the parity above would prove nothing."""
     vllm, _ = pair
     sampling = Sampling(max_tokens=8, logprobs=True)
-    base = await vllm.chat(ChatRequest(CONVERSATIONS[0], profile=None, sampling=sampling))
+    base = await vllm.chat(ChatRequest(CONVERSATIONS[-1], profile=None, sampling=sampling))
     for name in RANDOM:
-        reply = await vllm.chat(ChatRequest(CONVERSATIONS[0], profile=name, sampling=sampling))
+        reply = await vllm.chat(ChatRequest(CONVERSATIONS[-1], profile=name, sampling=sampling))
         assert reply.logprobs != pytest.approx(base.logprobs, abs=2e-3), name
