@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BadInput, EngineError
+from .admin import ADMIN_VARIABLE
 
 if TYPE_CHECKING:
     from .profile import Profile
 
-SECRETS = ("TRIMTAB_ADMIN_KEY", "TRIMTAB_API_KEY", "VLLM_API_KEY", "OPENAI_API_KEY", "HF_TOKEN")
+SECRETS = (ADMIN_VARIABLE, "TRIMTAB_API_KEY", "VLLM_API_KEY", "OPENAI_API_KEY", "HF_TOKEN")
 """Variables that a child which only computes has no use for."""
 
 

@@ -167,8 +167,8 @@ def grown_model(small: Path, recipe: Recipe) -> Any:
 
     source = AutoModelForCausalLM.from_pretrained(small, dtype=torch.float32)
     depth = source.config.num_hidden_layers
-    width = {field: value for field, value in shape_of(source.config).items() if field != "layers"}
-    grown = new_model(recipe.model_copy(update=width), source.config.vocab_size)
+    shape = {**shape_of(source.config), "layers": recipe.layers}
+    grown = new_model(recipe.model_copy(update=shape), source.config.vocab_size)
     state = {k: v for k, v in source.state_dict().items() if ".layers." not in k}
     taken: set[int] = set()
     for layer in range(recipe.layers):

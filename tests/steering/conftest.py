@@ -31,8 +31,10 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+from trimtab.steering.document import Document
+from trimtab.steering.files import model_sha256
 from trimtab.steering.hooks import adapted, steered
-from trimtab.steering.profile import Profile
+from trimtab.steering.profile import Profile, save_profile
 from trimtab.steering.scope import prompt_end_reach
 from trimtab.steering.vllm.launch import server_environment
 
@@ -56,6 +58,7 @@ TEMPLATE = (
 )
 
 MakeAdapter = Callable[..., Path]
+SaveProfiles = Callable[[Path, Path, dict[str, dict[str, Any]], dict[str, torch.Tensor]], list[Profile]]
 
 
 def make_model(kind: str = "qwen3", seed: int = 0) -> PreTrainedModel:
@@ -93,12 +96,13 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def write_adapter() -> MakeAdapter:
-    """Writes a random adapter with PEFT itself; returns its folder."""
+    """Writes a random adapter with PEFT itself, of the tests' own model or of one in a folder; returns its folder."""
 
-    def make(folder: Path, seed: int, *, size: float = 0.3, **config: object) -> Path:
+    def make(folder: Path, seed: int, *, size: float = 0.3, base: Path | None = None, **config: object) -> Path:
         settings = {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"], "task_type": "CAUSAL_LM"}
         settings.update(config)
-        wrapped = get_peft_model(make_model(), LoraConfig(**settings))
+        model = make_model() if base is None else AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        wrapped = get_peft_model(model, LoraConfig(**settings))
         torch.manual_seed(seed)
         for key, parameter in wrapped.named_parameters():
             if "lora_" in key:
@@ -268,6 +272,26 @@ def running_engine(
         finally:
             process.kill()
             process.wait()
+
+
+@pytest.fixture(scope="session")
+def save_profiles() -> SaveProfiles:
+    """Saves profiles of a base, each of the fields that its name has, all with the tensors of one `v.safetensors`."""
+
+    def save(
+        folder: Path, base: Path, made: dict[str, dict[str, Any]], tensors: dict[str, torch.Tensor]
+    ) -> list[Profile]:
+        common: dict[str, Any] = {"format": 1, "base": {"model": "tiny", "sha256": model_sha256(base)}}
+        return [
+            save_profile(
+                folder / f"{name}@1",
+                Document.model_validate({"name": name, **common, **fields}),
+                tensors={"v.safetensors": tensors},
+            )
+            for name, fields in made.items()
+        ]
+
+    return save
 
 
 @pytest.fixture(scope="session")

@@ -15,9 +15,6 @@ import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer
-from trimtab.steering.document import Document
-from trimtab.steering.files import model_sha256
-from trimtab.steering.profile import Profile, save_profile
 
 pytestmark = [
     pytest.mark.server,
@@ -61,7 +58,7 @@ def write_model(kind: str, tokenizer: Path, folder: Path) -> None:
             shutil.copyfile(tokenizer / file, folder / file)
 
 
-def profiles(base: Path, folder: Path) -> list[Profile]:
+def profiles() -> tuple[dict[str, dict[str, Any]], dict[str, torch.Tensor]]:
     """One that adds at every layer, one that reads what it changes, and one under a condition."""
     generator = torch.Generator().manual_seed(5)
     tensors = {f"v{i}": torch.randn(HIDDEN, generator=generator) for i in range(LAYERS)}
@@ -73,24 +70,16 @@ def profiles(base: Path, folder: Path) -> list[Profile]:
         "reads": {"interventions": [*ablates, {**adds[1], "tokens": "generated"}]},
         "gated": {"interventions": adds, "gate": gate},
     }
-    common: dict[str, Any] = {"format": 1, "base": {"model": "tiny", "sha256": model_sha256(base)}}
-    return [
-        save_profile(
-            folder / f"{name}@1",
-            Document.model_validate({"name": name, **common, **fields}),
-            tensors={"v.safetensors": tensors},
-        )
-        for name, fields in made.items()
-    ]
+    return made, tensors
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_architecture_is_steered_as_the_reference_is(
-    kind: str, run_engine: Any, ask_for: Any, tiny_model: Path, tmp_path: Path
+    kind: str, run_engine: Any, ask_for: Any, save_profiles: Any, tiny_model: Path, tmp_path: Path
 ) -> None:
     base = tmp_path / "model"
     write_model(kind, tiny_model, base)
-    made = profiles(base, tmp_path)
+    made = save_profiles(tmp_path, base, *profiles())
     with run_engine(base, tmp_path, made, [], terms=8, enforce_eager=True) as engine:
         prompts = [[40 + (7 * i + 3 * n) % 50 for i in range(n)] for n in (3, 20, 50)]
         engine.hold([ask_for(p, None, prompt, 8) for prompt in prompts for p in (None, *range(len(made)))])

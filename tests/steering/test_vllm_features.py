@@ -8,11 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
-from trimtab.steering.document import Document
-from trimtab.steering.files import model_sha256
-from trimtab.steering.profile import Profile, save_profile
 
 pytestmark = [
     pytest.mark.server,
@@ -20,7 +15,7 @@ pytestmark = [
 ]
 
 
-def profiles(base: Path, folder: Path, width: int, layers: int) -> list[Profile]:
+def profiles(width: int, layers: int) -> tuple[dict[str, dict[str, Any]], dict[str, torch.Tensor]]:
     """One that adds at every layer, one that adds to what is generated, a rank-1 term, and one under a condition."""
     generator = torch.Generator().manual_seed(7)
     tensors = {f"v{i}": torch.randn(width, generator=generator) for i in range(layers)}
@@ -33,35 +28,15 @@ def profiles(base: Path, folder: Path, width: int, layers: int) -> list[Profile]
         "reads": {"interventions": [ablate, adds[2]]},
         "gated": {"interventions": adds[1:], "gate": gate},
     }
-    common: dict[str, Any] = {"format": 1, "base": {"model": "tiny", "sha256": model_sha256(base)}}
-    return [
-        save_profile(
-            folder / f"{name}@1",
-            Document.model_validate({"name": name, **common, **fields}),
-            tensors={"v.safetensors": tensors},
-        )
-        for name, fields in made.items()
-    ]
-
-
-def adapter(base: Path, folder: Path) -> Path:
-    """A random adapter of layers that ranks split in either way, written by PEFT itself."""
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    wrapped: Any = get_peft_model(model, LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"]))
-    torch.manual_seed(1)
-    for name, parameter in wrapped.named_parameters():
-        if "lora_" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
-    wrapped.save_pretrained(folder)
-    return folder
+    return made, tensors
 
 
 def test_two_ranks_steer_as_the_reference_does_and_count_once(
-    run_engine: Any, ask_for: Any, tiny_model: Path, tmp_path: Path
+    run_engine: Any, ask_for: Any, save_profiles: Any, write_adapter: Any, tiny_model: Path, tmp_path: Path
 ) -> None:
     """Each rank has a runner with a bank of its own. That all of them answer alike is checked where they are asked."""
-    made = profiles(tiny_model, tmp_path, 64, 3)
-    adapters = [adapter(tiny_model, tmp_path / "adapter")]
+    made = save_profiles(tmp_path, tiny_model, *profiles(64, 3))
+    adapters = [write_adapter(tmp_path / "adapter", 1, size=0.1, base=tiny_model)]
     options = {"tensor_parallel_size": 2, "enforce_eager": True, "max_num_batched_tokens": 24}
     options |= {"enable_lora": True, "max_lora_rank": 8}
     with run_engine(tiny_model, tmp_path, made, adapters, terms=4, **options) as engine:
