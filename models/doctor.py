@@ -42,7 +42,7 @@ class Finding:
 def examine(port: int = 8000) -> list[Finding]:
     """Look at everything; takes some seconds. Never raises for something that is merely broken."""
     found: list[Finding] = [_python()]
-    found += [*_packages(), *_processor(), *_room(), _port(port), *_embedded(), *_servers()]
+    found += [*_packages(), *_processor(), *_adapters(), *_room(), _port(port), *_embedded(), *_servers()]
     return found
 
 
@@ -157,6 +157,28 @@ def _processor() -> Iterator[Finding]:
     yield Finding("attention kernel", "ok", detail)
     if platform.machine() == "x86_64" and flags and "avx2" not in flags:
         yield Finding("processor", "broken", "vLLM's CPU build needs AVX2", "Use --engine transformers")
+
+
+def _adapters() -> Iterator[Finding]:
+    """What adapters go through in a vLLM on the CPU, `steering/vllm/lora_cpu.py` says why it matters."""
+    import os
+
+    from ..steering.vllm.launch import STOCK_LORA
+
+    if importlib.util.find_spec("torch") is None:
+        return
+    from ..steering.vllm import lora_native
+
+    name = "LoRA on the CPU"
+    if os.environ.get(STOCK_LORA) == "1":
+        detail = (
+            f"vLLM's own op ({STOCK_LORA}=1): slow, and requests to the base model may get the last adapter's weights"
+        )
+        yield Finding(name, "warn", detail, f"Unset {STOCK_LORA}")
+    elif (reason := lora_native.why_not()) is not None:
+        yield Finding(name, "warn", f"Trimtab's op, in torch: nothing compiles here ({reason})", "Install g++")
+    else:
+        yield Finding(name, "ok", "Trimtab's op, compiled for this machine")
 
 
 def _room() -> Iterator[Finding]:

@@ -24,7 +24,7 @@ SCOPED_KEY = "trimtab_scoped"
 """Field of `extra_args`, above 0 when what is done to a token depends on where the prompt ends: 1 more than the number
 of tokens before that end for which it does (`scope.prompt_end_reach`)."""
 
-LAYOUT = "trimtab-steering-4"
+LAYOUT = "trimtab-steering-5"
 """Changes whenever the edit of the layers does."""
 
 _SIZES = (ROWS_VARIABLE, TERMS_VARIABLE, GATES_VARIABLE, STOCK_LORA)

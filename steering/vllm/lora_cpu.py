@@ -4,9 +4,8 @@ vLLM marks a row without adapter with slot -1, and its CPU op indexes the stacke
 the *last* slot. As long as that slot is empty it holds zeros; once every slot is taken, requests to the base model
 get the last adapter's weights. It also gathers a whole weight matrix for each row.
 
-Here the rows of a batch are grouped by slot once per step, and each slot in use costs two matrix products over its
-rows: `y[rows] += scale * (x[rows] A^T) B^T`. Rows without adapter belong to no group and are never touched. Compiled
-code has no groups to loop over and takes the op of `lora_dense.py`; with it torch.compile can stay on, which vLLM
+Here each row gets the weights of its own slot, by one op for a whole module (`lora_op.py`), and rows without adapter
+are not touched. To compiled code that op is one call with fixed arguments, so torch.compile can stay on, which vLLM
 turns off on the CPU as soon as LoRA is on.
 
 `TRIMTAB_STOCK_LORA=1` keeps vLLM's own op, and its choice to compile nothing.
@@ -21,20 +20,15 @@ from typing import Any
 
 import torch
 
-from . import lora_dense
+from . import lora_native, lora_op
 from .launch import STOCK_LORA
+from .lora_op import Plan, Rows, group
 from .versions import require_supported
-
-Rows = slice | torch.Tensor
-"""Rows of one slot: a slice where they lie together, else their indices."""
-
-Groups = tuple[tuple[int, Rows], ...]
-"""(slot, its rows) for every slot in use."""
 
 _INSTALLED = "_trimtab_installed"
 _TOKENS = "_trimtab_token_groups"
 _SAMPLED = "_trimtab_sampled_groups"
-_MASK = "_trimtab_mask"
+_PLAN = "_trimtab_plan"
 _USED = "_trimtab_used_slots"
 """On the stacked A of the logits: the slots whose adapter has weights for them."""
 
@@ -52,11 +46,13 @@ def install() -> None:
     for cls in vars(layers).values():
         linear = isinstance(cls, type) and issubclass(cls, BaseLinearLayerWithLoRA)
         if linear and "create_lora_weights" in vars(cls):
-            cls.create_lora_weights = lora_dense.with_arranged(cls.create_lora_weights)
+            cls.create_lora_weights = lora_op.with_layout(cls.create_lora_weights)
     for name in ("create_lora_weights", "set_lora", "reset_lora"):
         stock = getattr(layers.LogitsProcessorWithLoRA, name)
         setattr(layers.LogitsProcessorWithLoRA, name, with_used_slots(stock))
-    BaseLinearLayerWithLoRA.create_lora_weights = lora_dense.with_arranged(BaseLinearLayerWithLoRA.create_lora_weights)
+    BaseLinearLayerWithLoRA.create_lora_weights = lora_op.with_layout(BaseLinearLayerWithLoRA.create_lora_weights)
+    embedding = layers.VocabParallelEmbeddingWithLoRA
+    embedding.create_lora_weights = lora_op.with_layout(embedding.create_lora_weights, lora_op.arrange_embedding)
 
 
 def installed() -> bool:
@@ -64,6 +60,13 @@ def installed() -> bool:
     from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
     return bool(getattr(PunicaWrapperCPU, _INSTALLED, False))
+
+
+def describe() -> str:
+    """Which op adapters go through in this process: `compiled`, `torch` where there is no compiler, or `stock`."""
+    if not installed():
+        return "stock"
+    return "compiled" if lora_native.why_not() is None else "torch"
 
 
 def keep_compiled() -> None:
@@ -93,27 +96,11 @@ def keep_compiled() -> None:
 
 def patch(wrapper: Any) -> None:
     """Replace the ops of a `PunicaWrapperCPU` class in place."""
-    wrapper.__init__ = _with_mask(wrapper.__init__)
+    wrapper.__init__ = _with_plan(wrapper.__init__)
     wrapper.update_metadata = _with_groups(wrapper.update_metadata)
     for function in (add_shrink, add_expand, add_lora_linear, add_lora_embedding, add_lora_logits):
         setattr(wrapper, function.__name__, function)
     setattr(wrapper, _INSTALLED, True)
-
-
-def group(slots: Sequence[int]) -> Groups:
-    """Rows by slot; rows of slot -1 are in no group.
-
-    Args:
-        slots: the slot of each row.
-    """
-    rows: dict[int, list[int]] = {}
-    for row, slot in enumerate(slots):
-        if slot >= 0:
-            rows.setdefault(slot, []).append(row)
-    return tuple(
-        (slot, slice(mine[0], mine[-1] + 1) if mine[-1] - mine[0] + 1 == len(mine) else torch.tensor(mine))
-        for slot, mine in rows.items()
-    )
 
 
 def with_used_slots(stock: Callable[..., None]) -> Callable[..., None]:
@@ -132,14 +119,13 @@ def with_used_slots(stock: Callable[..., None]) -> Callable[..., None]:
     return changed
 
 
-def _with_mask(stock: Callable[..., None]) -> Callable[..., None]:
-    """Give a wrapper its mask, [max tokens, slots]: the same tensor at every step, as compiled code needs it."""
+def _with_plan(stock: Callable[..., None]) -> Callable[..., None]:
+    """Give a wrapper its plan: the same tensors at every step, as compiled code needs them."""
 
     @functools.wraps(stock)
     def __init__(self: Any, max_num_batched_tokens: int, *args: Any, **kwargs: Any) -> None:
         stock(self, max_num_batched_tokens, *args, **kwargs)
-        if kwargs.get("lora_config") is not None:
-            setattr(self, _MASK, torch.zeros(max_num_batched_tokens, kwargs["lora_config"].max_loras))
+        setattr(self, _PLAN, Plan(max_num_batched_tokens))
 
     return __init__
 
@@ -147,12 +133,10 @@ def _with_mask(stock: Callable[..., None]) -> Callable[..., None]:
 def _with_groups(stock: Callable[..., None]) -> Callable[..., None]:
     def update_metadata(self: Any, *args: Any, **kwargs: Any) -> None:
         stock(self, *args, **kwargs)
-        setattr(self, _TOKENS, group(self.token_lora_indices.tolist()))
+        slots = self.token_lora_indices.tolist()
+        getattr(self, _PLAN).fill(slots)
+        setattr(self, _TOKENS, group(slots))
         setattr(self, _SAMPLED, group(self.sampler_indices.tolist()))
-        mask = getattr(self, _MASK, None)
-        if mask is not None:
-            slots = self.token_lora_indices[:, None]
-            mask[: len(slots)] = slots == torch.arange(mask.shape[1])
 
     return update_metadata
 
@@ -219,7 +203,7 @@ def add_lora_linear(
     self: Any,
     y: torch.Tensor,
     x: torch.Tensor,
-    lora_a_stacked: Any,
+    lora_a_stacked: torch.Tensor | Sequence[torch.Tensor],
     lora_b_stacked: Sequence[torch.Tensor],
     scale: float,
     output_slices: Sequence[int],
@@ -227,37 +211,32 @@ def add_lora_linear(
 ) -> None:
     """`y[:, slice_i] += scale * x A_i^T B_i^T` for rows with an adapter, in place.
 
-    A and B are a tuple each, one entry a slice, or as `lora_dense.arrange` lays them out: compiled code needs that.
+    A and B are a tuple each, one entry a slice, or as `lora_op.arrange` lays them out.
     """
-    flat_y, flat_x = _flat(y), _flat(x)
-    if torch.compiler.is_compiling():
-        lora_dense.add(flat_y, flat_x, lora_a_stacked, lora_b_stacked, getattr(self, _MASK)[: len(flat_x)], scale)
-        return
-    for slot, rows in getattr(self, _TOKENS):
-        mine, offset = flat_x[rows], 0
-        for a, b, width in zip(lora_a_stacked, lora_b_stacked, output_slices, strict=True):
-            low = mine @ a[slot].view(a.shape[-2], a.shape[-1]).T.to(mine.dtype)
-            target, matrix = flat_y[:, offset : offset + width], b[slot].view(b.shape[-2], b.shape[-1])[:width]
-            if isinstance(rows, slice):
-                target[rows, : matrix.shape[0]].addmm_(low.to(y.dtype), matrix.T.to(y.dtype), alpha=scale)
-            else:
-                added = low.to(y.dtype) @ matrix.T.to(y.dtype)
-                target[:, : matrix.shape[0]].index_add_(0, rows, added, alpha=scale)
-            offset += width
+    a = lora_a_stacked if isinstance(lora_a_stacked, torch.Tensor) else torch.stack(tuple(lora_a_stacked))
+    _add(self, y, x, a, lora_b_stacked, output_slices, scale)
 
 
 def add_lora_embedding(
     self: Any, y: torch.Tensor, x: torch.Tensor, lora_b_stacked: torch.Tensor, add_inputs: bool = True, **_: Any
 ) -> None:
     """`y += x B^T` for rows with an adapter; x [N, r] is already the embedding's A."""
-    flat = _flat(y)
     if not add_inputs:
-        flat.zero_()
-    if torch.compiler.is_compiling():
-        lora_dense.add_embedding(flat, _flat(x), lora_b_stacked, getattr(self, _MASK)[: len(flat)])
-        return
-    for slot, rows in getattr(self, _TOKENS):
-        _accumulate(flat, _flat(x), lora_b_stacked[slot], rows)
+        y.zero_()
+    _add(self, y, x, None, (lora_b_stacked,), (lora_b_stacked.shape[2],), 1.0)
+
+
+def _add(
+    self: Any,
+    y: torch.Tensor,
+    x: torch.Tensor,
+    a: torch.Tensor | None,
+    b: Sequence[torch.Tensor],
+    widths: Sequence[int],
+    scale: float,
+) -> None:
+    plan: Plan = getattr(self, _PLAN)
+    torch.ops.trimtab.lora_add(_flat(y), _flat(x), a, list(b), plan.order, plan.blocks, list(widths), scale)
 
 
 def add_lora_logits(

@@ -42,7 +42,7 @@ class SteeringExtension:
                 "rows": bank.rows - 1,
                 "rows_used": bank.rows_used,
                 "terms": bank.columns,
-                "lora_op": "trimtab" if lora_cpu.installed() else "stock",
+                "lora_op": lora_cpu.describe(),
                 "seeds": "trimtab" if seeds_cpu.installed() else "stock",
                 "lora_slots": lora.max_loras if lora is not None else 0,
             }

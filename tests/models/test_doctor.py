@@ -57,3 +57,17 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Mon
     disk = next(f for f in doctor._room() if f.name == "disk")
     assert disk.status == "broken"
     assert "TRIMTAB_HOME" in str(disk.fix)
+
+
+def test_which_op_adapters_go_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    from trimtab.steering.vllm import lora_native
+
+    (compiled,) = doctor._adapters()
+    assert compiled.status == "ok"
+    monkeypatch.setattr(lora_native, "why_not", lambda: "no compiler")
+    (in_torch,) = doctor._adapters()
+    assert (in_torch.status, in_torch.fix) == ("warn", "Install g++")
+    monkeypatch.setenv("TRIMTAB_STOCK_LORA", "1")
+    (stock,) = doctor._adapters()
+    assert stock.status == "warn"
+    assert "last adapter" in stock.detail

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,12 +13,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trimtab.steering.vllm import attention_cpu, lora_cpu, lora_dense
-from trimtab.steering.vllm.lora_cpu import group, patch
+from trimtab.steering.vllm import attention_cpu, lora_cpu, lora_native, lora_op
+from trimtab.steering.vllm.lora_cpu import patch
+from trimtab.steering.vllm.lora_op import group
 
 pytest.importorskip("vllm")
 
-SLOTS, RANK, IN, OUT = 3, 4, 8, (6, 5)
+SLOTS, RANK, IN, OUT = 3, 4, 8, (37, 5)
 
 
 def wrapper_class(*, ours: bool) -> Any:
@@ -27,13 +32,13 @@ def wrapper_class(*, ours: bool) -> Any:
     return copy
 
 
-def arranged() -> tuple[Any, tuple[torch.Tensor, ...]]:
-    """The same stacks as vLLM writes them, slot by slot, into weights that lie as compiled code reads them."""
+def arranged(dtype: torch.dtype = torch.float32) -> tuple[Any, tuple[torch.Tensor, ...]]:
+    """The same stacks as vLLM writes them, slot by slot, into weights that lie as the op reads them."""
     layer = SimpleNamespace(
-        lora_a_stacked=tuple(torch.zeros(SLOTS, 1, RANK, IN) for _ in OUT),
-        lora_b_stacked=tuple(torch.zeros(SLOTS, 1, out, RANK) for out in OUT),
+        lora_a_stacked=tuple(torch.zeros(SLOTS, 1, RANK, IN, dtype=dtype) for _ in OUT),
+        lora_b_stacked=tuple(torch.zeros(SLOTS, 1, out, RANK, dtype=dtype) for out in OUT),
     )
-    lora_dense.arrange(layer)
+    lora_op.arrange(layer)
     for i, (a, b) in enumerate(zip(*stacks(), strict=True)):
         for slot in range(SLOTS):
             layer.lora_a_stacked[i][slot, 0, :RANK, :IN].copy_(a[slot, 0])
@@ -170,13 +175,86 @@ def test_slots_without_weights_for_the_logits_are_skipped() -> None:
     torch.testing.assert_close(logits, dense(x, [-1, -1, 0], a, b, 1.0))
 
 
-def test_bfloat16_models() -> None:
-    a, b = (tuple(t.bfloat16() for t in part) for part in stacks())
+@pytest.mark.parametrize("laid_out", [True, False])
+def test_bfloat16_models(laid_out: bool) -> None:
+    """Laid out for it the compiled code does it, else torch."""
+    a, b = arranged(torch.bfloat16) if laid_out else (tuple(t.bfloat16() for t in part) for part in stacks())
     x, y = torch.randn(3, IN).bfloat16(), torch.zeros(3, sum(OUT), dtype=torch.bfloat16)
     wrapper([0, -1, 0], [-1], prefill=False).add_lora_linear(y, x, a, b, 1.0, OUT)
     wanted = dense(x[:1].float(), [0], a[0].float(), b[0].float(), 1.0)
     torch.testing.assert_close(y[:1, : OUT[0]].float(), wanted, rtol=0.05, atol=0.2)
     assert not y[1].any()
+
+
+@given(
+    slots=st.lists(st.integers(-1, 4), min_size=1, max_size=40),
+    rank=st.integers(1, 40),
+    width=st.integers(1, 50),
+    outs=st.lists(st.integers(1, 70), min_size=1, max_size=3),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    seed=st.integers(0, 1000),
+)
+@settings(deadline=None)
+def test_compiled_rows_equal_torch(
+    slots: list[int], rank: int, width: int, outs: list[int], dtype: torch.dtype, seed: int
+) -> None:
+    """Any shape, in a batch that is part of a larger tensor; what lies around it, and rows without adapter, stay."""
+    assert lora_native.why_not() is None
+    g = torch.Generator().manual_seed(seed)
+    layer = SimpleNamespace(
+        lora_a_stacked=tuple(torch.zeros(5, 1, rank, width, dtype=dtype) for _ in outs),
+        lora_b_stacked=tuple(torch.zeros(5, 1, out, rank, dtype=dtype) for out in outs),
+    )
+    lora_op.arrange(layer)
+    a, b = layer.lora_a_stacked, layer.lora_b_stacked
+    for part in (a, *b):
+        part.copy_(torch.randn(part.shape, generator=g) / rank**0.5)
+    x = torch.randn(len(slots), width + 3, generator=g).to(dtype)[:, 1 : width + 1]
+    around = torch.randn(len(slots) + 2, sum(outs) + 4, generator=g).to(dtype)
+    y = around[1:-1, 2:-2]
+    wanted = around.clone()
+    for row, slot in enumerate(slots):
+        lows = [part[slot, 0].float() @ x[row].float() for part in a]
+        parts = [0.5 * part[slot, 0].float() @ low for part, low in zip(b, lows, strict=True)]
+        if slot >= 0:
+            wanted[row + 1, 2:-2] += torch.cat(parts).to(dtype)
+    plan = lora_op.Plan(64)
+    plan.fill(slots)
+    assert lora_native.takes(y, x, a, b)
+    torch.ops.trimtab.lora_add(y, x, a, list(b), plan.order, plan.blocks, outs, 0.5)
+    close = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 0.03, "atol": 0.05}
+    torch.testing.assert_close(around, wanted, **close)
+    untouched = torch.tensor([slot < 0 for slot in slots])
+    assert torch.equal(around[1:-1][untouched], wanted[1:-1][untouched])
+
+
+def test_an_embeddings_own_adapter_laid_out_for_it() -> None:
+    slots, b = [2, -1, 0], stacks()[1][0]
+    layer = SimpleNamespace(lora_b_stacked=torch.zeros_like(b))
+    lora_op.arrange_embedding(layer)
+    layer.lora_b_stacked.copy_(b)
+    low, y = torch.randn(3, RANK), torch.ones(3, OUT[0])
+    assert lora_native.takes(y, low, None, (layer.lora_b_stacked,))
+    wrapper(slots, [-1], prefill=False).add_lora_embedding(y, low, layer.lora_b_stacked)
+    wanted = [torch.zeros(OUT[0]) if s < 0 else b[s, 0] @ row for row, s in zip(low, slots, strict=True)]
+    torch.testing.assert_close(y, torch.stack(wanted) + 1)
+
+
+def test_without_a_compiler_torch_does_the_same(tmp_path: Path) -> None:
+    code = (
+        "import torch; from trimtab.steering.vllm import lora_native, lora_op; from types import SimpleNamespace\n"
+        "a, b = (torch.zeros(2, 1, 1, 3),), (torch.zeros(2, 1, 2, 1),)\n"
+        "layer = SimpleNamespace(lora_a_stacked=a, lora_b_stacked=b)\n"
+        "plan = lora_op.Plan(4); plan.fill([-1, 1, 1]); lora_op.arrange(layer)\n"
+        "a, b = layer.lora_a_stacked.fill_(1.0), [layer.lora_b_stacked[0].fill_(1.0)]\n"
+        "x, y = torch.ones(3, 3), torch.zeros(3, 2)\n"
+        "torch.ops.trimtab.lora_add(y, x, a, b, plan.order, plan.blocks, [2], 1.0)\n"
+        "print(y.tolist(), lora_native.why_not())"
+    )
+    bare = {**os.environ, "CXX": "/no/compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=bare, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("[[0.0, 0.0], [3.0, 3.0], [3.0, 3.0]] ")
+    assert "compiler" in done.stdout
 
 
 def test_rows_that_lie_together_are_a_slice() -> None:

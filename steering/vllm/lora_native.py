@@ -1,0 +1,109 @@
+"""`lora_rows.cpp`, compiled for this machine when it is first needed, with the compiler that torch.compile uses.
+
+Compiling takes two seconds, once: torch keeps what it made beside its other compiled code. Where there is no compiler,
+or the machine's code cannot be loaded, the caller goes on in torch, and `why_not` says what was missing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+SOURCE = Path(__file__).with_name("lora_rows.cpp")
+
+BLOCK_ROWS = 6
+"""Rows of a block at most."""
+LANES = 16
+"""Columns of A are read so many at a time: in memory they are padded to a multiple."""
+MOST_SLICES = 16
+
+Function = Callable[..., None]
+
+
+@functools.cache
+def _library() -> tuple[dict[torch.dtype, Function], str | None]:
+    try:
+        from torch._inductor.codecache import CppCodeCache
+
+        library = CppCodeCache.load(SOURCE.read_text())
+        functions: dict[torch.dtype, Function] = {
+            torch.float32: library.add_float32,
+            torch.bfloat16: library.add_bfloat16,
+        }
+    except Exception as error:  # whatever a compiler, or torch's way to call it, may come up with
+        return (
+            {},
+            f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no reason'}",
+        )
+    pointer = ctypes.c_void_p
+    for function in functions.values():
+        function.argtypes = [pointer] * 6 + [ctypes.c_float]  # type: ignore[attr-defined]
+        function.restype = None  # type: ignore[attr-defined]
+    return functions, None
+
+
+def why_not() -> str | None:
+    """Why the compiled code cannot be had here; None when it can."""
+    return _library()[1]
+
+
+def takes(y: torch.Tensor, x: torch.Tensor, a: torch.Tensor | None, b: Sequence[torch.Tensor]) -> bool:
+    """Whether `add` can do these: one supported type for all, on the CPU, laid out as `lora_op` does."""
+    return (
+        y.dtype in _library()[0]
+        and y.device.type == "cpu"
+        and y.stride(1) == x.stride(1) == 1
+        and y.dtype == x.dtype
+        and len(b) <= MOST_SLICES
+        and all(part.dtype == y.dtype and part.stride(2) == 1 for part in b)
+        and (a is None or (a.dtype == y.dtype and _padded(a)))
+    )
+
+
+def _padded(a: torch.Tensor) -> bool:
+    """Whether A's columns lie together, slice by slice, and are followed by what fills the last vector."""
+    slices, _, _, rank, _ = a.shape
+    together = a.stride(3) == 1 and (slices == 1 or a.stride(0) == rank)
+    return together and a.stride(4) >= -(-slices * rank // LANES) * LANES
+
+
+def add(
+    y: torch.Tensor,
+    x: torch.Tensor,
+    a: torch.Tensor | None,
+    b: Sequence[torch.Tensor],
+    order: torch.Tensor,
+    blocks: torch.Tensor,
+    widths: Sequence[int],
+    scale: float,
+) -> None:
+    """`y[row, slice_i] += scale * B_i A_i x[row]`, the weights of each row's slot, in place.
+
+    Args:
+        y, x: [N, sum of widths or more], [N, in].
+        a: [slices, S, 1, r, in], or None where x [N, slices r] is already what it makes.
+        b: for each slice [S, 1, out_i, r]. A and B are laid out as `lora_op.arrange` does.
+        order, blocks: which rows have which slot (`lora_op.Plan`).
+        widths: of each slice what is added to: at most out_i.
+    """
+    # What lora_rows.cpp calls `shape`.
+    shape = [y.stride(0), x.stride(0)]
+    shape += [0, 0, 0] if a is None else [a.stride(1), a.stride(4), a.shape[4]]
+    shape += [len(b), b[0].shape[3]]
+    shape += [part.data_ptr() for part in b]
+    shape += [part.stride(0) for part in b]
+    shape += [part.stride(3) for part in b]
+    shape += widths
+    _library()[0][y.dtype](
+        y.data_ptr(),
+        x.data_ptr(),
+        order.data_ptr(),
+        blocks.data_ptr(),
+        None if a is None else a.data_ptr(),
+        (ctypes.c_int64 * len(shape))(*shape),
+        scale,
+    )
