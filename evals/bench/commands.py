@@ -1,4 +1,4 @@
-"""`trimtab bench train`, `trimtab bench steering` and `trimtab bench soak`."""
+"""`trimtab bench train`, `steering`, `turns` and `soak`."""
 
 from __future__ import annotations
 
@@ -53,6 +53,20 @@ def add_commands(subparsers: Any) -> Any:
     _shared(steering)
     _in_rounds(steering, 9)
     steering.set_defaults(handler=_steering)
+    turns = parts.add_parser(
+        "turns",
+        help="what steered conversations of several turns compute again, and why",
+        description="Hold conversations with the base model, with a profile on all tokens and with one on generated "
+        "tokens, on one server; say how much of each prompt had to be computed, what a turn took, and what reusing the "
+        "states of steered answers would have done to the next ones.",
+    )
+    turns.add_argument("--turns", type=positive, default=8, metavar="N", help="of a conversation (default: 8)")
+    turns.add_argument("--prompt", type=positive, default=64, metavar="N", help="tokens said in a turn (default: 64)")
+    turns.add_argument("--tokens", type=positive, default=64, metavar="N", help="tokens answered (default: 64)")
+    turns.add_argument("--conversations", type=positive, default=6, metavar="N", help="of each side (default: 6)")
+    turns.add_argument("--plot", type=Path, metavar="FILE", help="a .png file")
+    _shared(turns)
+    turns.set_defaults(handler=_turns)
     soak = parts.add_parser(
         "soak",
         help="a server under load while profiles come and go and the server is killed: is any answer wrong?",
@@ -176,6 +190,57 @@ def _steering(args: argparse.Namespace) -> int:
     if args.plot is not None:
         write_atomic(args.plot, steering_png(found, bars))
     return 0
+
+
+def _turns(args: argparse.Namespace) -> int:
+    import asyncio
+    import tempfile
+
+    from ...errors import BadInput
+    from ...home import write_atomic
+    from ...models.card import find_model
+    from ...models.engines.vllm import require_vllm
+    from .picture import turns_png
+    from .turns import measure
+
+    need_png(args.plot, "--plot")
+    require_vllm()
+    card = find_model(args.model)
+    needed = args.turns * (args.prompt + args.tokens)
+    if card.context is not None and needed > card.context:
+        raise BadInput(
+            f"{args.turns} turns take {needed} tokens, {card.name} reads {card.context}",
+            where="--turns",
+            fix="Ask for fewer or shorter ones",
+        )
+    with tempfile.TemporaryDirectory(prefix="trimtab-bench-") as scratch:
+        found = asyncio.run(
+            measure(
+                card,
+                Path(scratch),
+                turns=args.turns,
+                prompt=args.prompt,
+                new=args.tokens,
+                conversations=args.conversations,
+            )
+        )
+    if args.plot is not None:
+        write_atomic(args.plot, turns_png(found))
+    if args.json:
+        print(json.dumps(found.to_json(), indent=2))
+        return 0
+    print(f"{'turn':<34}" + "".join(f"{n + 1:>8}" for n in range(args.turns)))
+    for side in found.sides:
+        print(f"{side + ', prompt tokens computed':<34}" + _cells(found.computed(side), ".0f"))
+    for side in list(found.sides)[1:]:
+        print(f"{side + ', seconds of the base':<34}" + _cells(found.seconds(side), ".2f"))
+    print(f"reused states would have moved the last answers by up to {found.reused:.2g} nats")
+    _print_bars(found.bars())
+    return 0
+
+
+def _cells(values: Sequence[float | None], form: str) -> str:
+    return "".join(f"{'unknown' if value is None else format(value, form):>8}" for value in values)
 
 
 def _soaked(model: str, **how: Any) -> Soaked:

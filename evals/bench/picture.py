@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from . import steering, train
+    from . import steering, train, turns
 
 
 def train_png(found: train.Measured, bars: Sequence[Bar]) -> bytes:
@@ -51,6 +51,32 @@ def steering_png(found: steering.Measured, bars: Sequence[Bar]) -> bytes:
     speed.invert_yaxis()
     speed.grid(alpha=0.3)
     _shares(held, bars)
+    return _png(figure)
+
+
+def turns_png(found: turns.Turns) -> bytes:
+    """By turn: prompt tokens that were computed, and seconds over the base model's, as PNG bytes."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    computed, seconds = figure.subplots(1, 2)
+    names = {"base": "unsteered", "all": "steered on all tokens", "generated": "steered on generated tokens"}
+    count = len(found.sides["base"][0])
+    numbers = range(1, count + 1)
+    prompts = [turn.prompt for turn in found.sides["base"][0]]
+    computed.plot(numbers, prompts, color="0.6", linestyle=":", label="the whole prompt")
+    for side in found.sides:
+        values = [float("nan") if value is None else value for value in found.computed(side)]
+        computed.plot(numbers, values, marker="o", label=names[side])
+        if side != "base":
+            seconds.plot(numbers, found.seconds(side), marker="o", color=f"C{list(found.sides).index(side)}")
+    computed.set(title="prompt tokens computed", xlabel="turn", ylim=(0, None), xticks=list(numbers))
+    computed.legend()
+    seconds.set(title="time of a turn, over unsteered", xlabel="turn", ylim=(0, None), xticks=list(numbers))
+    for axes in (computed, seconds):
+        axes.grid(alpha=0.3)
     return _png(figure)
 
 

@@ -32,6 +32,10 @@ DEFAULT_ROWS = 129
 GATES_VARIABLE = "TRIMTAB_BANK_GATES"
 """Set to 1, a server that compiles its layers has room for conditions, too; one that does not compile always has."""
 
+BLOCK_TOKENS = 32
+"""Tokens of a block of the cache. vLLM takes 128 on the CPU, and only whole blocks are shared: too coarse for short
+prompts."""
+
 STOCK_LORA = "TRIMTAB_STOCK_LORA"
 """Set to 1, vLLM's own LoRA op on the CPU stays, and nothing is compiled where LoRA is on."""
 
@@ -94,9 +98,8 @@ def server_arguments(
         "--max-cpu-loras",
         str(max(MAX_CPU_LORAS, max_loras)),
         "--enable-prefix-caching",
-        # vLLM takes 128 on the CPU, and only whole blocks are shared: too coarse for short prompts.
         "--block-size",
-        "32",
+        str(BLOCK_TOKENS),
         "--enable-prompt-tokens-details",
         "--enable-auto-tool-choice",
         "--tool-call-parser",

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import importlib.util
 import json
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from trimtab.errors import EngineError
 from trimtab.evals.bench.arm import Block, Setup, Work, environment, started
-from trimtab.evals.bench.picture import steering_png
+from trimtab.evals.bench.picture import steering_png, turns_png
 from trimtab.evals.bench.profiles import conditional, vectors
 from trimtab.evals.bench.soak import Soak, soak
 from trimtab.evals.bench.soak_tally import Case, Said, Soaked, Tally
 from trimtab.evals.bench.steering import ROWS, Measured, check_steered, plan
+from trimtab.evals.bench.turns import Turn, Turns, converse, write_profiles
 from trimtab.models.card import find_model
+from trimtab.steering.asking import Asker
 from trimtab.steering.profile import load_profile
+from trimtab.steering.reference import Reference
+from trimtab.steering.store import ProfileStore
+from trimtab.steering.vllm.launch import BLOCK_TOKENS
 
 HERE = importlib.util.find_spec("vllm") is not None
 
@@ -102,6 +110,51 @@ def test_an_engine_says_how_many_tokens_it_steered(tiny_model: Path, tmp_path: P
         block = arm.run(Work((0, 0), (None, None), 5, 7))
     assert (block.tokens, block.steered) == (14, None)
     assert block.seconds > 0
+
+
+def test_turns_are_compared_within_a_conversation() -> None:
+    slow = [[Turn(4, 0, 2.0), Turn(12, 8, 3.0)], [Turn(4, None, 1.0), Turn(12, 4, 9.0)]]
+    base = [[Turn(4, 0, 1.0), Turn(12, 8, 1.0)], [Turn(4, 0, 1.0), Turn(12, 8, 1.0)]]
+    found = Turns("m", 4, {"base": base, "all": base, "generated": slow}, 1e-5, 0.2)
+    assert found.seconds("generated") == [1.5, 6.0]
+    assert found.computed("generated") == [None, 6.0]
+    assert [bar.met for bar in found.bars()] == [True]
+    assert json.loads(json.dumps(found.to_json()))["difference_if_reused"] == 0.2
+    assert turns_png(found).startswith(b"\x89PNG")
+
+
+@pytest.mark.server
+def test_steered_answers_are_computed_again_once(server: Any) -> None:
+    """The blocks of an answer in the turn after it, and never later; those of a profile on all tokens are reused."""
+    card = find_model(server.model_dir)
+    card = dataclasses.replace(card, name=server.model)
+    profiles = write_profiles(card, server.roots[0])
+    for name in profiles.values():
+        assert post(server, "load", name.id).status_code == 200
+
+    async def run() -> Turns:
+        async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
+            asker, reference = Asker(http, server.url, server.model), Reference(server.model_dir)
+            sizes = {"turns": 3, "prompt": BLOCK_TOKENS, "new": 2 * BLOCK_TOKENS + 1, "conversations": 1}
+            return await converse(asker, reference, profiles, **sizes, block=BLOCK_TOKENS, seed=time.time_ns() % 2**40)
+
+    try:
+        found = asyncio.run(run())
+    finally:
+        for name in profiles.values():
+            post(server, "unload", name.id)
+            ProfileStore(*server.roots).remove(name.id)
+    assert found.difference < min(2e-3, found.reused / 5)
+    # An answer's last token is computed by the next turn in any case, and begins a block of what the user says.
+    base, scoped = found.computed("base"), found.computed("generated")
+    assert None not in base
+    again = (0, 2 * BLOCK_TOKENS, 2 * BLOCK_TOKENS)
+    assert scoped == [(one or 0) + more for one, more in zip(base, again, strict=True)]
+    assert found.computed("all") == found.computed("base")
+
+
+def post(server: Any, action: str, name: str) -> httpx.Response:
+    return httpx.post(f"{server.url}/v1/trimtab/profiles/{action}", json={"name": name}, timeout=60)
 
 
 def test_an_engine_that_dies_is_told_with_the_end_of_its_log(tmp_path: Path) -> None:
