@@ -11,15 +11,22 @@ import functools
 import os
 from typing import Any
 
+from .versions import require_supported
+
 SWITCH = "TRIMTAB_AMX"
 
 _INSTALLED = "_trimtab_installed"
 
 
 def install() -> None:
-    """Keep this process's attention off AMX, unless the environment says otherwise."""
+    """Keep this process's attention off AMX, unless the environment says otherwise.
+
+    Raises:
+        BadInput: this vLLM is not one that is known.
+    """
     if os.environ.get(SWITCH) == "1":
         return
+    require_supported()
     from vllm.v1.attention.backends import cpu_attn
 
     stock = cpu_attn._get_attn_isa

@@ -116,9 +116,10 @@ async def running_requests(url: str) -> float:
 
 
 async def test_cancelling_and_closing_stop_the_work_on_the_server(server: Any) -> None:
-    task = asyncio.create_task(server.engine.chat(ENDLESS))
     stream = server.engine.stream(ENDLESS)
     await anext(stream)
+    task = asyncio.create_task(server.engine.chat(ENDLESS))
+    await asyncio.sleep(0.05)  # on its way, and not over even where the machine is slow
     task.cancel()
     await stream.aclose()
     with pytest.raises(asyncio.CancelledError):
