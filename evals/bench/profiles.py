@@ -9,7 +9,8 @@ import torch
 from ...models.card import ModelCard
 from ...steering.document import BaseEntry, Document
 from ...steering.entries import AblateEntry, AddEntry, GateEntry
-from ...steering.profile import save_profile
+from ...steering.profile import Profile, save_profile
+from ...steering.scope import Phase
 
 STRENGTH = 0.5
 """Length of an added vector."""
@@ -22,15 +23,22 @@ def vectors(card: ModelCard, count: int, root: Path) -> tuple[tuple[str, str], .
     out = []
     for number in range(count):
         directions = torch.randn(layers, width, generator=generator)
-        tensors = {f"v{layer}": one / one.norm() for layer, one in enumerate(directions)}
-        entries = [
-            AddEntry(layer=layer, file="v.safetensors", tensor=f"v{layer}", strength=STRENGTH)
-            for layer in range(layers)
-        ]
-        document = Document(format=1, name=f"vector-{number}", base=_base(card), interventions=list(entries))
-        profile = save_profile(root / f"vector-{number}@1", document, tensors={"v.safetensors": tensors})
+        profile = everywhere(card, root, f"vector-{number}", directions, STRENGTH)
         out.append((str(profile.directory), profile.sha256))
     return tuple(out)
+
+
+def everywhere(
+    card: ModelCard, root: Path, name: str, directions: torch.Tensor, strength: float, tokens: Phase = "all"
+) -> Profile:
+    """Write a profile that adds one of the directions, [layers, width], at each layer, at this length."""
+    tensors = {f"v{layer}": one / one.norm() for layer, one in enumerate(directions)}
+    entries = [
+        AddEntry(layer=layer, file="v.safetensors", tensor=f"v{layer}", strength=strength, tokens=tokens)
+        for layer in range(len(directions))
+    ]
+    document = Document(format=1, name=name, base=_base(card), interventions=list(entries))
+    return save_profile(root / f"{name}@1", document, tensors={"v.safetensors": tensors})
 
 
 def conditional(card: ModelCard, count: int, rank: int, root: Path) -> tuple[tuple[str, str], ...]:

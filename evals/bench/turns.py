@@ -14,7 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,13 @@ import torch
 
 from ...models.card import ModelCard
 from ...steering.asking import Asker
-from ...steering.document import BaseEntry, Document
-from ...steering.entries import AddEntry
 from ...steering.intervention import Intervention
-from ...steering.profile import Profile, save_profile
+from ...steering.profile import Profile
 from ...steering.reference import Reference
 from ...steering.scope import MOST_PLACES, Phase, Scope
 from ...steering.vllm.launch import BLOCK_TOKENS
 from .bars import Bar
+from .profiles import everywhere
 
 SIDES: tuple[Phase | None, ...] = (None, "all", "generated")
 """The base model, and where the profiles act."""
@@ -108,17 +107,8 @@ def write_profiles(card: ModelCard, root: Path) -> dict[str, Profile]:
     """Profiles `turns-all` and `turns-generated`: the same random vectors at every layer, for these tokens."""
     generator = torch.Generator().manual_seed(0)
     directions = torch.randn(card.num_layers, card.hidden_size, generator=generator)
-    tensors = {f"v{layer}": one / one.norm() for layer, one in enumerate(directions)}
-    found: dict[str, Profile] = {}
-    for phase in (side for side in SIDES if side is not None):
-        entries = [
-            AddEntry(layer=layer, file="v.safetensors", tensor=f"v{layer}", strength=STRENGTH, tokens=phase)
-            for layer in range(card.num_layers)
-        ]
-        base = BaseEntry(model=card.name, sha256=card.sha256)
-        document = Document(format=1, name=f"turns-{phase}", base=base, interventions=list(entries))
-        found[phase] = save_profile(root / f"turns-{phase}@1", document, tensors={"v.safetensors": tensors})
-    return found
+    phases = [side for side in SIDES if side is not None]
+    return {phase: everywhere(card, root, f"turns-{phase}", directions, STRENGTH, phase) for phase in phases}
 
 
 async def measure(
@@ -232,16 +222,11 @@ def carried_over(
     Args:
         ends: where each turn's prompt ended; the last one is that of `prompt`.
     """
-    from ...steering.hooks import steered
-
     places: list[int] = []
     for end in ends[:-1]:
         whole = (end + new - 1) // block * block  # the last token of an answer is not computed in its turn
         places += range(end, max(end, whole))
     scopes = [Scope("generated")]
     scopes += [Scope(at=tuple(places[i : i + MOST_PLACES])) for i in range(0, len(places), MOST_PLACES)]
-    parts = [Intervention(one.layer, one.vector, scope) for one in profile.interventions for scope in scopes]
-    with torch.inference_mode(), steered(reference.model, parts, len(prompt)):
-        logits = reference.model(input_ids=torch.tensor([[*prompt, *said[:-1]]])).logits
-    rows = logits[0, len(prompt) - 1 :].float().log_softmax(-1)
-    return [float(row[i]) for row, i in zip(rows, said, strict=True)]
+    parts = tuple(Intervention(one.layer, one.vector, scope) for one in profile.interventions for scope in scopes)
+    return reference.scored(replace(profile, interventions=parts), prompt, said)[0]

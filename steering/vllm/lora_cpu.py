@@ -26,7 +26,6 @@ from .lora_op import Plan, Rows, group
 from .versions import require_supported
 
 _INSTALLED = "_trimtab_installed"
-_TOKENS = "_trimtab_token_groups"
 _SAMPLED = "_trimtab_sampled_groups"
 _PLAN = "_trimtab_plan"
 _USED = "_trimtab_used_slots"
@@ -133,9 +132,7 @@ def _with_plan(stock: Callable[..., None]) -> Callable[..., None]:
 def _with_groups(stock: Callable[..., None]) -> Callable[..., None]:
     def update_metadata(self: Any, *args: Any, **kwargs: Any) -> None:
         stock(self, *args, **kwargs)
-        slots = self.token_lora_indices.tolist()
-        getattr(self, _PLAN).fill(slots)
-        setattr(self, _TOKENS, group(slots))
+        getattr(self, _PLAN).fill(self.token_lora_indices.tolist())
         setattr(self, _SAMPLED, group(self.sampler_indices.tolist()))
 
     return update_metadata
@@ -171,7 +168,7 @@ def add_shrink(
     for out, a in zip(y, lora_a_stacked, strict=False):
         flat = _flat(out)
         flat.zero_()
-        for slot, rows in getattr(self, _TOKENS):
+        for slot, rows in getattr(self, _PLAN).groups():
             _accumulate(flat, _flat(x), a[slot], rows, scale)
 
 
@@ -194,7 +191,7 @@ def add_expand(
         target = flat[:, offset : offset + width]
         if not add_inputs:
             target.zero_()
-        for slot, rows in getattr(self, _TOKENS):
+        for slot, rows in getattr(self, _PLAN).groups():
             _accumulate(target, _flat(part), b[slot], rows)
         offset += width
 

@@ -53,6 +53,10 @@ class Plan:
         self.blocks[1 : 1 + len(blocks)] = torch.tensor(blocks, dtype=torch.int64)
         self.blocks[0] = len(blocks) // 3
 
+    def groups(self) -> Groups:
+        """The same rows, slot by slot."""
+        return _slots_of(self.order, self.blocks)
+
 
 def by_slot(slots: Sequence[int]) -> dict[int, list[int]]:
     """The rows of every slot in use."""
@@ -145,12 +149,12 @@ def lora_add(
             offset += widths[i]
 
 
-def _slots_of(order: torch.Tensor, blocks: torch.Tensor) -> list[tuple[int, torch.Tensor]]:
+def _slots_of(order: torch.Tensor, blocks: torch.Tensor) -> tuple[tuple[int, torch.Tensor], ...]:
     """The slots in use, with their rows: the blocks of a slot follow one another."""
     found: dict[int, tuple[int, int]] = {}
     for slot, first, rows in blocks[1 : 1 + 3 * int(blocks[0])].view(-1, 3).tolist():
         found[slot] = (found.get(slot, (first, 0))[0], first + rows)
-    return [(slot, order[first:end]) for slot, (first, end) in found.items()]
+    return tuple((slot, order[first:end]) for slot, (first, end) in found.items())
 
 
 _LIBRARY = torch.library.Library("trimtab", "DEF")  # type: ignore[no-untyped-call]

@@ -1,7 +1,7 @@
 // y[row] += scale * B_s (A_s x[row]) for every row with an adapter, s being the row's slot; other rows are not touched.
 //
 // Rows come in blocks of one slot, so that a weight that was read serves several rows. One block is one task, and its
-// accumulators stay in registers: 6 rows of 16 columns fill the twelve that AVX2 can spare, and half of AVX-512's.
+// accumulators stay in registers: 6 rows of 16 columns fill the twelve that AVX2 can spare, 6 of 32 those of AVX-512.
 
 #include <cstdint>
 
@@ -102,13 +102,16 @@ static void add(T* y, int64_t y_row, const T* x, int64_t x_row, const int64_t* r
   float low[ROWS][columns];
   const T* xs[ROWS];
   for (int n = 0; n < ROWS; n++) xs[n] = x + rows[n] * x_row;
-  for (int n = 0; n < ROWS && !w.a; n++)
-    for (int64_t c = 0; c < w.slices * w.rank; c++) low[n][c] = number(xs[n][c]) * scale;
-  const T* down = w.a + slot * w.a_slot;
-  int64_t c = 0;
-  for (; c + WIDE * LANES <= columns && w.a; c += WIDE * LANES)
-    shrink<ROWS, WIDE>(low[0] + c, columns, xs, down + c, w, scale);
-  for (; c < columns && w.a; c += LANES) shrink<ROWS, 1>(low[0] + c, columns, xs, down + c, w, scale);
+  if (w.a) {
+    const T* down = w.a + slot * w.a_slot;
+    int64_t c = 0;
+    for (; c + WIDE * LANES <= columns; c += WIDE * LANES)
+      shrink<ROWS, WIDE>(low[0] + c, columns, xs, down + c, w, scale);
+    for (; c < columns; c += LANES) shrink<ROWS, 1>(low[0] + c, columns, xs, down + c, w, scale);
+  } else {
+    for (int n = 0; n < ROWS; n++)
+      for (int64_t c = 0; c < w.slices * w.rank; c++) low[n][c] = number(xs[n][c]) * scale;
+  }
   T* ys[ROWS];
   for (int n = 0; n < ROWS; n++) ys[n] = y + rows[n] * y_row;
   for (int64_t s = 0; s < w.slices; s++) {
