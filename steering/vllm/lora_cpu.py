@@ -233,7 +233,10 @@ def _add(
     scale: float,
 ) -> None:
     plan: Plan = getattr(self, _PLAN)
-    torch.ops.trimtab.lora_add(_flat(y), _flat(x), a, list(b), plan.order, plan.blocks, list(widths), scale)
+    if torch.compiler.is_compiling():  # traced code makes the same call at every step
+        torch.ops.trimtab.lora_add(_flat(y), _flat(x), a, list(b), plan.order, plan.blocks, list(widths), scale)
+    elif not plan.empty:
+        lora_op.lora_add(_flat(y), _flat(x), a, b, plan.order, plan.blocks, widths, scale)
 
 
 def add_lora_logits(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,6 +21,8 @@ BLOCK_ROWS = 6
 LANES = 16
 """Columns of A are read so many at a time: in memory they are padded to a multiple."""
 MOST_SLICES = 16
+_CALL = "_trimtab_call"
+"""On the first B of a module: its `Call`."""
 
 Function = Callable[..., None]
 
@@ -41,7 +44,7 @@ def _library() -> tuple[dict[torch.dtype, Function], str | None]:
         )
     pointer = ctypes.c_void_p
     for function in functions.values():
-        function.argtypes = [pointer] * 6 + [ctypes.c_float]  # type: ignore[attr-defined]
+        function.argtypes = [pointer] * 2 + [ctypes.c_int64] * 2 + [pointer] * 4 + [ctypes.c_float]  # type: ignore[attr-defined]
         function.restype = None  # type: ignore[attr-defined]
     return functions, None
 
@@ -51,16 +54,103 @@ def why_not() -> str | None:
     return _library()[1]
 
 
-def takes(y: torch.Tensor, x: torch.Tensor, a: torch.Tensor | None, b: Sequence[torch.Tensor]) -> bool:
-    """Whether `add` can do these: one supported type for all, on the CPU, laid out as `lora_op` does."""
+class Call:
+    """What is the same at every call with one module's weights, checked and laid out once.
+
+    It keeps addresses and not the tensors: whoever uses it asks `is_for` first.
+
+    Attributes:
+        dtype: of the weights, and what it takes.
+    """
+
+    def __init__(
+        self,
+        a: torch.Tensor | None,
+        b: Sequence[torch.Tensor],
+        order: torch.Tensor,
+        blocks: torch.Tensor,
+        widths: Sequence[int],
+    ) -> None:
+        self.dtype = b[0].dtype
+        self._tensors = tuple(map(weakref.ref, (order, blocks, *b, *(() if a is None else (a,)))))
+        self._widths = tuple(widths)
+        # What lora_rows.cpp calls `shape`.
+        shape = [0, 0, 0] if a is None else [a.stride(1), a.stride(4), a.shape[4]]
+        shape += [len(b), b[0].shape[3]]
+        shape += [part.data_ptr() for part in b]
+        shape += [part.stride(0) for part in b]
+        shape += [part.stride(3) for part in b]
+        shape += widths
+        self._fixed = (
+            order.data_ptr(),
+            blocks.data_ptr(),
+            None if a is None else a.data_ptr(),
+            (ctypes.c_int64 * len(shape))(*shape),
+        )
+        self._function = _library()[0][self.dtype]
+
+    def is_for(
+        self,
+        a: torch.Tensor | None,
+        b: Sequence[torch.Tensor],
+        order: torch.Tensor,
+        blocks: torch.Tensor,
+        widths: Sequence[int],
+    ) -> bool:
+        """Whether it was made of these very tensors."""
+        given = (order, blocks, *b, *(() if a is None else (a,)))
+        mine = self._tensors
+        same = len(given) == len(mine) and all(one() is other for one, other in zip(mine, given, strict=True))
+        return same and tuple(widths) == self._widths
+
+    def takes(self, y: torch.Tensor, x: torch.Tensor) -> bool:
+        """Whether y and x are of the weights' type, on the CPU, and their rows lie together."""
+        return y.dtype == x.dtype == self.dtype and y.stride(1) == x.stride(1) == 1 and y.is_cpu
+
+    def add(self, y: torch.Tensor, x: torch.Tensor, scale: float) -> None:
+        """`y[row, slice_i] += scale * B_i A_i x[row]`, the weights of each row's slot, in place.
+
+        Args:
+            y, x: [N, sum of widths or more], [N, in].
+        """
+        self._function(y.data_ptr(), x.data_ptr(), y.stride(0), x.stride(0), *self._fixed, scale)
+
+
+def call_for(
+    a: torch.Tensor | None,
+    b: Sequence[torch.Tensor],
+    order: torch.Tensor,
+    blocks: torch.Tensor,
+    widths: Sequence[int],
+) -> Call | None:
+    """The call for one module's weights, or None where the compiled code cannot be had or does not take these.
+
+    It is kept on the first of B, so that it goes with the weights.
+
+    Args:
+        a: [slices, S, 1, r, in], or None where x [N, slices r] is already what it makes.
+        b: for each slice [S, 1, out_i, r]. A and B are laid out as `lora_op.arrange` does.
+        order, blocks: which rows have which slot (`lora_op.Plan`).
+        widths: of the slices in y.
+    """
+    call: Call | None = getattr(b[0], _CALL, None)
+    if call is None or not call.is_for(a, b, order, blocks, widths):
+        if not _laid_out(a, b, widths):
+            return None
+        call = Call(a, b, order, blocks, widths)
+        setattr(b[0], _CALL, call)
+    return call
+
+
+def _laid_out(a: torch.Tensor | None, b: Sequence[torch.Tensor], widths: Sequence[int]) -> bool:
+    """Whether weights are of one supported type, on the CPU, laid out as `lora_op` does, and no wider than y."""
+    dtype = b[0].dtype
     return (
-        y.dtype in _library()[0]
-        and y.device.type == "cpu"
-        and y.stride(1) == x.stride(1) == 1
-        and y.dtype == x.dtype
+        dtype in _library()[0]
         and len(b) <= MOST_SLICES
-        and all(part.dtype == y.dtype and part.stride(2) == 1 for part in b)
-        and (a is None or (a.dtype == y.dtype and _padded(a)))
+        and all(part.is_cpu and part.dtype == dtype and part.stride(2) == 1 for part in b)
+        and all(width <= part.shape[2] for width, part in zip(widths, b, strict=True))
+        and (a is None or (a.dtype == dtype and _padded(a)))
     )
 
 
@@ -69,41 +159,3 @@ def _padded(a: torch.Tensor) -> bool:
     slices, _, _, rank, _ = a.shape
     together = a.stride(3) == 1 and (slices == 1 or a.stride(0) == rank)
     return together and a.stride(4) >= -(-slices * rank // LANES) * LANES
-
-
-def add(
-    y: torch.Tensor,
-    x: torch.Tensor,
-    a: torch.Tensor | None,
-    b: Sequence[torch.Tensor],
-    order: torch.Tensor,
-    blocks: torch.Tensor,
-    widths: Sequence[int],
-    scale: float,
-) -> None:
-    """`y[row, slice_i] += scale * B_i A_i x[row]`, the weights of each row's slot, in place.
-
-    Args:
-        y, x: [N, sum of widths or more], [N, in].
-        a: [slices, S, 1, r, in], or None where x [N, slices r] is already what it makes.
-        b: for each slice [S, 1, out_i, r]. A and B are laid out as `lora_op.arrange` does.
-        order, blocks: which rows have which slot (`lora_op.Plan`).
-        widths: of each slice what is added to: at most out_i.
-    """
-    # What lora_rows.cpp calls `shape`.
-    shape = [y.stride(0), x.stride(0)]
-    shape += [0, 0, 0] if a is None else [a.stride(1), a.stride(4), a.shape[4]]
-    shape += [len(b), b[0].shape[3]]
-    shape += [part.data_ptr() for part in b]
-    shape += [part.stride(0) for part in b]
-    shape += [part.stride(3) for part in b]
-    shape += widths
-    _library()[0][y.dtype](
-        y.data_ptr(),
-        x.data_ptr(),
-        order.data_ptr(),
-        blocks.data_ptr(),
-        None if a is None else a.data_ptr(),
-        (ctypes.c_int64 * len(shape))(*shape),
-        scale,
-    )

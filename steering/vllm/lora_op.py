@@ -34,11 +34,13 @@ class Plan:
     Attributes:
         order: the rows of all blocks, [tokens].
         blocks: how many there are, then (slot, its first place in `order`, its rows) of each, [1 + 3 tokens].
+        empty: whether no row has an adapter.
     """
 
     def __init__(self, tokens: int) -> None:
         self.order = torch.zeros(tokens, dtype=torch.int64)
         self.blocks = torch.zeros(1 + 3 * tokens, dtype=torch.int64)
+        self.empty = True
 
     def fill(self, slots: Sequence[int]) -> None:
         """Plan a batch, given the slot of each row; rows of slot -1 are in no block."""
@@ -52,6 +54,7 @@ class Plan:
         self.order[: len(order)] = torch.tensor(order, dtype=torch.int64)
         self.blocks[1 : 1 + len(blocks)] = torch.tensor(blocks, dtype=torch.int64)
         self.blocks[0] = len(blocks) // 3
+        self.empty = not blocks
 
     def groups(self) -> Groups:
         """The same rows, slot by slot."""
@@ -135,10 +138,11 @@ def lora_add(
         order, blocks: of a `Plan`.
         widths: of the slices in y; vLLM may pad out_i beyond, with zeros.
     """
-    used = [min(width, part.shape[2]) for width, part in zip(widths, b, strict=True)]
-    if used == list(widths) and lora_native.takes(y, x, a, b):
-        lora_native.add(y, x, a, b, order, blocks, used, scale)
+    call = lora_native.call_for(a, b, order, blocks, widths)
+    if call is not None and call.takes(y, x):
+        call.add(y, x, scale)
         return
+    used = [min(width, part.shape[2]) for width, part in zip(widths, b, strict=True)]
     for slot, rows in _slots_of(order, blocks):
         mine, offset = x.index_select(0, rows), 0
         for i, part in enumerate(b):

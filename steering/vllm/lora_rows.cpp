@@ -152,25 +152,25 @@ static void add_all(T* y, int64_t y_row, const T* x, int64_t x_row, const int64_
   }
 }
 
-// shape: of y a row, of x a row, of A a slot and an input; inputs, slices, rank; then for each slice the address of B,
-// what a slot and a rank of it take, and its width. Distances are in elements.
+// shape: of A a slot and an input; inputs, slices, rank; then for each slice the address of B, what a slot and a rank of
+// it take, and its width. Distances, those of rows included, are in elements.
 template <typename T>
-static void add_from(void* y, const void* x, const int64_t* order, const int64_t* blocks, const void* a,
-                     const int64_t* shape, float scale) {
+static void add_from(void* y, const void* x, int64_t y_row, int64_t x_row, const int64_t* order, const int64_t* blocks,
+                     const void* a, const int64_t* shape, float scale) {
   const T* b[MOST_SLICES];
-  const int64_t slices = shape[5], *b_slot = shape + 7 + slices;
-  for (int64_t s = 0; s < slices; s++) b[s] = (const T*)shape[7 + s];
-  const Weights<T> weights = {(const T*)a, shape[2], shape[3], shape[4], slices, shape[6],
+  const int64_t slices = shape[3], *b_slot = shape + 5 + slices;
+  for (int64_t s = 0; s < slices; s++) b[s] = (const T*)shape[5 + s];
+  const Weights<T> weights = {(const T*)a, shape[0], shape[1], shape[2], slices, shape[4],
                               b, b_slot, b_slot + slices, b_slot + 2 * slices};
-  add_all<T>((T*)y, shape[0], (const T*)x, shape[1], order, blocks, weights, scale);
+  add_all<T>((T*)y, y_row, (const T*)x, x_row, order, blocks, weights, scale);
 }
 
-extern "C" void add_float32(void* y, const void* x, const int64_t* order, const int64_t* blocks, const void* a,
-                            const int64_t* shape, float scale) {
-  add_from<float>(y, x, order, blocks, a, shape, scale);
+extern "C" void add_float32(void* y, const void* x, int64_t y_row, int64_t x_row, const int64_t* order,
+                            const int64_t* blocks, const void* a, const int64_t* shape, float scale) {
+  add_from<float>(y, x, y_row, x_row, order, blocks, a, shape, scale);
 }
 
-extern "C" void add_bfloat16(void* y, const void* x, const int64_t* order, const int64_t* blocks, const void* a,
-                             const int64_t* shape, float scale) {
-  add_from<bfloat16>(y, x, order, blocks, a, shape, scale);
+extern "C" void add_bfloat16(void* y, const void* x, int64_t y_row, int64_t x_row, const int64_t* order,
+                             const int64_t* blocks, const void* a, const int64_t* shape, float scale) {
+  add_from<bfloat16>(y, x, y_row, x_row, order, blocks, a, shape, scale);
 }

@@ -220,12 +220,37 @@ def test_compiled_rows_equal_torch(
             wanted[row + 1, 2:-2] += torch.cat(parts).to(dtype)
     plan = lora_op.Plan(64)
     plan.fill(slots)
-    assert lora_native.takes(y, x, a, b)
     torch.ops.trimtab.lora_add(y, x, a, list(b), plan.order, plan.blocks, outs, 0.5)
+    call = lora_native.call_for(a, b, plan.order, plan.blocks, outs)
+    assert call is not None
+    assert call.takes(y, x)
     close = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 0.03, "atol": 0.05}
     torch.testing.assert_close(around, wanted, **close)
     untouched = torch.tensor([slot < 0 for slot in slots])
     assert torch.equal(around[1:-1][untouched], wanted[1:-1][untouched])
+
+
+def test_what_is_kept_of_a_call_is_for_these_tensors_only() -> None:
+    """The same B with another A, another plan or other widths, in other rows of another tensor."""
+    (a, b), other = arranged(), lora_op.Plan(8)
+    plan, more = lora_op.Plan(8), SimpleNamespace(lora_a_stacked=tuple(map(torch.zeros_like, stacks()[0])))
+    more.lora_b_stacked = tuple(map(torch.zeros_like, stacks()[1]))
+    lora_op.arrange(more)
+    plan.fill([0, 1])
+    other.fill([2, -1])
+    x, kept = torch.randn(2, IN), lora_native.call_for(a, b, plan.order, plan.blocks, OUT)
+    assert kept is not None
+    assert lora_native.call_for(a, b, plan.order, plan.blocks, OUT) is kept
+    sums = [dense(x, [2, -1], *pair, 1.0) for pair in zip(*stacks(), strict=True)]
+    for given_a, given_plan, widths, wanted in (
+        (more.lora_a_stacked, plan, OUT, torch.zeros(2, sum(OUT))),
+        (a, other, OUT, torch.cat(sums, 1)),
+        (a, other, (20, 5), torch.cat([sums[0][:, :20], sums[1]], 1)),
+        (a, other, OUT, torch.cat(sums, 1)),
+    ):
+        y = torch.zeros(3, sum(widths))
+        lora_op.lora_add(y[1:], x, given_a, b, given_plan.order, given_plan.blocks, widths, 1.0)
+        torch.testing.assert_close(y[1:], wanted)
 
 
 def test_an_embeddings_own_adapter_laid_out_for_it() -> None:
@@ -234,8 +259,9 @@ def test_an_embeddings_own_adapter_laid_out_for_it() -> None:
     lora_op.arrange_embedding(layer)
     layer.lora_b_stacked.copy_(b)
     low, y = torch.randn(3, RANK), torch.ones(3, OUT[0])
-    assert lora_native.takes(y, low, None, (layer.lora_b_stacked,))
-    wrapper(slots, [-1], prefill=False).add_lora_embedding(y, low, layer.lora_b_stacked)
+    made = wrapper(slots, [-1], prefill=False)
+    made.add_lora_embedding(y, low, layer.lora_b_stacked)
+    assert getattr(layer.lora_b_stacked, lora_native._CALL).takes(y, low)
     wanted = [torch.zeros(OUT[0]) if s < 0 else b[s, 0] @ row for row, s in zip(low, slots, strict=True)]
     torch.testing.assert_close(y, torch.stack(wanted) + 1)
 
