@@ -31,6 +31,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, StrictStr, ValidationError, field_validator
 
 from ..errors import BadInput, NotFound
+from ..yaml_text import load_yaml
 
 PACKAGED = Path(__file__).parent / "suites"
 
@@ -273,8 +274,6 @@ def make_suite(data: Any, path: Path | str) -> Suite:
 
 
 def _read(path: Path) -> Any:
-    import yaml
-
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -284,23 +283,7 @@ def _read(path: Path) -> Any:
     if path.suffix == ".jsonl":
         return {"name": path.stem, "tasks": _lines(path, text)}
 
-    class Loader(yaml.SafeLoader):
-        """Refuses repeated keys: YAML would keep the last one, and a check written twice would silently be one."""
-
-        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-            seen: set[str] = set()
-            for key, _ in node.value:
-                if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                    raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is there twice", key.start_mark)
-                seen.add(str(key.value))
-            return super().construct_mapping(node, deep)
-
-    try:
-        return yaml.load(text, Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = str(path) if mark is None else f"{path}: line {mark.line + 1}"
-        raise BadInput(f"not YAML: {getattr(error, 'problem', None) or error}", where=where) from None
+    return load_yaml(text, str(path))
 
 
 def _lines(path: Path, text: str) -> list[Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -11,6 +10,7 @@ import yaml
 from pydantic import Field, JsonValue, ValidationError, field_validator
 
 from ..errors import BadInput
+from ..yaml_text import load_yaml
 from .entries import KINDS, Entry, Finite, GateEntry, Strict
 from .files import canonical_json, read_text
 from .scope import STEPS, Step
@@ -92,24 +92,6 @@ class Document(Strict):
         return data
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML without aliases (a few lines of them can stand for gigabytes) and without repeated keys."""
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not allowed", mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands here twice", key.start_mark)
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep)
-
-
 _FIXES: Final = {
     "extra_forbidden": "Remove the key, or correct its spelling",
     "missing": "Add the field",
@@ -123,17 +105,7 @@ def parse_document(text: str, where: str) -> Document:
     Raises:
         BadInput: and only that, for any text; `where` and the field are named.
     """
-    try:
-        data = yaml.load(text, _Loader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        line = where if mark is None else f"{where}: line {mark.line + 1}"
-        raise BadInput(f"not valid YAML ({error.problem})", where=line, fix="Correct the file") from None
-    except Exception as error:  # YAML constructors raise almost anything on odd scalars, e.g. IndexError on !!int ""
-        problem = re.sub(r"\s+", " ", str(error))[:200]
-        raise BadInput(
-            f"not valid YAML ({type(error).__name__}: {problem})", where=where, fix="Correct the file"
-        ) from None
+    data = load_yaml(text, where)
     if not isinstance(data, dict):
         raise BadInput("not a mapping of fields", where=where, fix="Start the file with `format: 1`")
     try:
@@ -180,4 +152,9 @@ def dump_document(document: Document) -> str:
     data = {k: v for k, v in data.items() if v not in ([], {}) and not (k == "steps" and v == list(STEPS))}
     text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120)
     # PyYAML writes some line ends (such as U+0085) as they are and reads them back as spaces: escape then
-    return text if yaml.safe_load(text) == data else yaml.safe_dump(data, sort_keys=False, width=120)
+    try:
+        if load_yaml(text, FILE) == data:
+            return text
+    except BadInput:
+        pass
+    return yaml.safe_dump(data, sort_keys=False, width=120)

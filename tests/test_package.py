@@ -15,6 +15,7 @@ FLOORS = {
     "errors": 0,
     "home": 1,
     "arguments": 1,
+    "yaml_text": 1,
     "tools": 2,
     "steering": 2,
     "models": 3,

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ...yaml_text import load_yaml
+
 ADAPTER_MINUTES = 10.0
 """Longest training of a shipped adapter."""
 NANO_MB = 25.0
@@ -39,11 +41,9 @@ class Bar:
 
 def provenances(profiles: Path) -> dict[str, Mapping[str, Any]]:
     """What the profiles in a folder say of how they were made, by name; those that say nothing are left out."""
-    import yaml
-
     found: dict[str, Mapping[str, Any]] = {}
     for file in sorted(profiles.glob("*/profile.yaml")):
-        document = yaml.safe_load(file.read_text())
+        document = load_yaml(file.read_text(), str(file))
         if isinstance(document.get("provenance"), dict):
             found[str(document["name"])] = document["provenance"]
     return found

@@ -14,8 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from ...yaml_text import load_yaml
 from .answers import CONFIRM, Style, word_answer
 from .intents import INTENTS
 from .intents.common import Facts, Recorder, Run, Slots, fill
@@ -59,7 +58,7 @@ def phrasings(split: str) -> dict[str, dict[str, tuple[str, ...]]]:
     What the two authors happen to have both written counts as training: the test side has no such phrasing.
     """
     folder = Path(__file__).parent / "phrasings" / split
-    found = {file.stem: yaml.safe_load(file.read_text()) for file in sorted(folder.glob("*.yaml"))}
+    found = {file.stem: load_yaml(file.read_text(), str(file)) for file in sorted(folder.glob("*.yaml"))}
     if split == "train":
         return {family: {i: tuple(texts) for i, texts in intents.items()} for family, intents in found.items()}
     trained = phrasings("train")

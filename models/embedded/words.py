@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from ...yaml_text import load_yaml
+
 NOUNS = (
     "account address album alarm animal answer apartment apple article asset balance banner barrel basket battery "
     "beacon bicycle bill blanket board boat bookmark bottle bracket branch bridge bucket budget building bundle "
@@ -353,11 +355,9 @@ def everyday(rng: random.Random) -> str:
 @cache
 def _everyday() -> tuple[str, ...]:
     """The words above, and those of the phrasings and answers that the families are trained on."""
-    import yaml
-
     found = {*COMMON, *MONTHS, *WEEKDAYS, *NOUNS, *PARAMETERS, *FIRST_NAMES}
     for file in sorted((Path(__file__).parent / "phrasings" / "train").glob("*.yaml")):
-        for texts in yaml.safe_load(file.read_text()).values():
+        for texts in load_yaml(file.read_text(), str(file)).values():
             found |= {w for text in texts for w in re.findall(r"[^\W\d_]+", re.sub(r"\{.*?\}", " ", text))}
     held_out = {*HELD_OUT.verbs, *HELD_OUT.nouns, *HELD_OUT.parameters}
     return tuple(sorted(w for w in found if w.lower() not in held_out))

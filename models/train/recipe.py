@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ...errors import BadInput
+from ...yaml_text import load_yaml
 
 
 class Recipe(BaseModel):
@@ -54,14 +54,12 @@ def load_recipe(path: Path, **changes: Any) -> Recipe:
         BadInput: the file is not there, is not YAML, or a field is unknown or out of range.
     """
     try:
-        data = yaml.safe_load(path.read_text())
+        data = load_yaml(path.read_text(), str(path))
         if not isinstance(data, dict):
             raise BadInput("a recipe is a mapping of fields to values", where=str(path))
         return Recipe(**{**data, **{k: v for k, v in changes.items() if v is not None}})
     except FileNotFoundError as error:
         raise BadInput("there is no such recipe", where=str(path)) from error
-    except yaml.YAMLError as error:
-        raise BadInput(f"not YAML: {error}", where=str(path)) from error
     except ValidationError as error:
         first = error.errors()[0]
         raise BadInput(first["msg"], where=f"{path}: {'.'.join(map(str, first['loc']))}") from error

@@ -105,7 +105,7 @@ def test_json_lines_make_the_same_suite(tmp_path: Path) -> None:
         ("- id: calc-001\n  family", "- family", ["task number 1", "id"]),
         ("tasks:", "taskz:", ["taskz"]),
         ("name: tiny", "name: [", ["line"]),
-        ("  family: calc", "  family: calc\n  family: todos", ["line", "'family' is there twice"]),
+        ("  family: calc", "  family: calc\n  family: todos", ["line", "'family' stands here twice"]),
     ],
 )
 def test_each_mistake_names_file_task_and_field(tmp_path: Path, old: str, new: str, named: list[str]) -> None:
