@@ -31,16 +31,23 @@ def profiles(width: int, layers: int) -> tuple[dict[str, dict[str, Any]], dict[s
     return made, tensors
 
 
+@pytest.mark.parametrize("compiled", [False, True])
 def test_two_ranks_steer_as_the_reference_does_and_count_once(
-    run_engine: Any, ask_for: Any, save_profiles: Any, write_adapter: Any, tiny_model: Path, tmp_path: Path
+    compiled: bool,
+    run_engine: Any,
+    ask_for: Any,
+    save_profiles: Any,
+    write_adapter: Any,
+    tiny_model: Path,
+    tmp_path: Path,
 ) -> None:
     """Each rank has a runner with a bank of its own. That all of them answer alike is checked where they are asked."""
     made = save_profiles(tmp_path, tiny_model, *profiles(64, 3))
     adapters = [write_adapter(tmp_path / "adapter", 1, size=0.1, base=tiny_model)]
-    options = {"tensor_parallel_size": 2, "enforce_eager": True, "max_num_batched_tokens": 24}
+    options = {"tensor_parallel_size": 2, "enforce_eager": not compiled, "max_num_batched_tokens": 24}
     options |= {"enable_lora": True, "max_lora_rank": 8}
-    with run_engine(tiny_model, tmp_path, made, adapters, terms=4, **options) as engine:
-        assert engine.facts["ranks"] == 2
+    with run_engine(tiny_model, tmp_path, made, adapters, terms=4, gates=compiled, **options) as engine:
+        assert (engine.facts["ranks"], engine.facts["compiled"]) == (2, compiled)
         prompts = [[40 + (7 * i + 3 * n) % 50 for i in range(n)] for n in (3, 40)]
         batch = [ask_for(p, a, prompt, 6) for prompt in prompts for a in (None, 0) for p in (None, *range(len(made)))]
         for request, applied in zip(batch, engine.hold(batch), strict=True):
@@ -59,6 +66,9 @@ def test_two_ranks_steer_as_the_reference_does_and_count_once(
             {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3}},
             "speculative decoding",
         ),
+        ({"pipeline_parallel_size": 2, "distributed_executor_backend": "mp"}, "pipeline parallelism"),
+        ({"enable_prompt_embeds": True}, "prompt embeddings"),
+        ({"kv_sharing_fast_prefill": True}, "fast prefill of layers that share a cache"),
     ],
 )
 def test_an_engine_with_it_does_not_start(
