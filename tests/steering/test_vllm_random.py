@@ -128,14 +128,19 @@ def cramped(run_engine: Any, tiny_model: Path, tmp_path_factory: pytest.TempPath
         yield engine
 
 
-@pytest.fixture(scope="module")
-def second(run_engine: Any, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+@pytest.fixture(scope="module", params=[False, True], ids=["eager", "compiled"])
+def second(
+    request: pytest.FixtureRequest, run_engine: Any, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Any]:
     """The V2 runner, as cramped, with LoRA."""
-    options = {**CRAMPED, "enable_lora": True, "max_loras": ADAPTERS, "max_lora_rank": 8}
+    options = {**CRAMPED, "enforce_eager": not request.param}
+    options |= {"enable_lora": True, "max_loras": ADAPTERS, "max_lora_rank": 8}
     folder = tmp_path_factory.mktemp("second")
     adapters = [write_adapter(tiny_model, folder / f"adapter-{i}", i) for i in range(ADAPTERS)]
     profiles = profiles_of(tiny_model, folder)
-    with run_engine(tiny_model, folder, profiles, adapters, terms=160, v2=True, **options) as engine:
+    gates = bool(request.param)
+    with run_engine(tiny_model, folder, profiles, adapters, terms=160, gates=gates, v2=True, **options) as engine:
+        assert (engine.facts["v2"], engine.facts["compiled"]) == (True, request.param)
         yield engine
 
 
@@ -196,7 +201,6 @@ def test_requests_were_thrown_out_and_blocks_used_again(cramped: Any, ask_for: A
 
 def test_the_v2_runner_steers_and_adapts_as_the_reference_does(second: Any, ask_for: Any) -> None:
     """Every profile, by turns under each adapter and none; what is interpreted is slow, so no random batches here."""
-    assert second.facts["v2"]
     assert second.facts["ahead"]
     numbers = (None, *range(ADAPTERS))
     batch: Batch = [(n, numbers[n % len(numbers)], 3 + 7 * n % 60, 6, n % 3) for n in range(PROFILES)]
