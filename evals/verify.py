@@ -12,7 +12,7 @@ import httpx
 
 from ..errors import BadInput, NotFound
 from ..steering.admin import admin_headers
-from ..steering.asking import Asker
+from ..steering.asking import LIMITS, Asker
 from ..steering.proof import LENGTHS, NEW, TOLERANCE, prove, unread
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class Client(Asker):
     def __init__(self, url: str, model: str, key: str | None) -> None:
         url = url.rstrip("/").removesuffix("/v1")
         headers = admin_headers() | ({"Authorization": f"Bearer {key}"} if key else {})
-        super().__init__(httpx.AsyncClient(base_url=url, timeout=SECONDS, headers=headers), url, model)
+        super().__init__(httpx.AsyncClient(base_url=url, timeout=SECONDS, headers=headers, limits=LIMITS), url, model)
 
     async def live(self) -> dict[str, str]:
         """The live profiles: id -> identity. Raises EngineUnavailable or EngineError."""

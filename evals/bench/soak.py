@@ -27,6 +27,7 @@ import httpx
 from ...models.card import ModelCard
 from ...models.engines.vllm import make_server
 from ...models.server import Server
+from ...steering.asking import LIMITS
 from ...steering.document import BaseEntry, Document
 from ...steering.entries import AddEntry
 from ...steering.profile import save_profile
@@ -74,8 +75,7 @@ class Soak:
         """A server with everything that the store holds."""
         self.server = make_server(self.card, self.store)
         await self.server.start()
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
-        self.http = httpx.AsyncClient(base_url=self.server.url, timeout=120, limits=limits)
+        self.http = httpx.AsyncClient(base_url=self.server.url, timeout=120, limits=LIMITS)
         live = {entry["id"] for entry in (await self.http.get("/v1/trimtab/profiles")).json()["profiles"]}
         self.moved = {name: 0 if name in live else 1 for name in self.profiles}
 

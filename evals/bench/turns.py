@@ -22,7 +22,7 @@ import httpx
 import torch
 
 from ...models.card import ModelCard
-from ...steering.asking import Asker
+from ...steering.asking import LIMITS, Asker
 from ...steering.intervention import Intervention
 from ...steering.profile import Profile
 from ...steering.reference import Reference
@@ -134,7 +134,7 @@ async def measure(
     server = make_server(card, ProfileStore(scratch))
     await server.start()
     try:
-        async with httpx.AsyncClient(base_url=server.url, timeout=120) as http:
+        async with httpx.AsyncClient(base_url=server.url, timeout=120, limits=LIMITS) as http:
             return await converse(
                 Asker(http, server.url, card.name),
                 Reference(card.path),

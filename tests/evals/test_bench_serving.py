@@ -22,7 +22,7 @@ from trimtab.evals.bench.soak_tally import Case, Said, Soaked, Tally
 from trimtab.evals.bench.steering import ROWS, Measured, check_steered, plan
 from trimtab.evals.bench.turns import Turn, Turns, converse, write_profiles
 from trimtab.models.card import find_model
-from trimtab.steering.asking import Asker
+from trimtab.steering.asking import LIMITS, Asker
 from trimtab.steering.profile import load_profile
 from trimtab.steering.reference import Reference
 from trimtab.steering.store import ProfileStore
@@ -133,7 +133,7 @@ def test_steered_answers_are_computed_again_once(server: Any) -> None:
         assert post(server, "load", name.id).status_code == 200
 
     async def run() -> Turns:
-        async with httpx.AsyncClient(base_url=server.url, timeout=60) as http:
+        async with httpx.AsyncClient(base_url=server.url, timeout=60, limits=LIMITS) as http:
             asker, reference = Asker(http, server.url, server.model), Reference(server.model_dir)
             sizes = {"turns": 3, "prompt": BLOCK_TOKENS, "new": 2 * BLOCK_TOKENS + 1, "conversations": 1}
             return await converse(asker, reference, profiles, **sizes, block=BLOCK_TOKENS, seed=time.time_ns() % 2**40)
