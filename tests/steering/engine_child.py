@@ -20,7 +20,7 @@ def interpret_kernels() -> None:
     backends = importlib.import_module("triton.backends").backends
     backends["cpu"] = SimpleNamespace(compiler=None, driver=SimpleNamespace(is_active=lambda: True))
     # torch.compile wants to know which Triton made its kernels; for the CPU it writes C++ and none is made.
-    importlib.import_module("torch.utils._triton").triton_hash_with_backend = lambda: "interpreted"
+    vars(importlib.import_module("torch.utils._triton"))["triton_hash_with_backend"] = lambda: "interpreted"
 
 
 def schedule_ahead() -> None:
