@@ -32,7 +32,8 @@ OWN_SERVER = pytest.mark.timeout(900)
 """For tests that start servers of their own: half a minute each, and far longer on a busy machine."""
 
 ASK = ChatRequest((user("convert 26.2 miles to kilometres"),), sampling=Sampling(max_tokens=24))
-ENDLESS = ChatRequest((user("hi"),), sampling=Sampling(temperature=1.0, max_tokens=400, seed=1))
+ENDLESS = ChatRequest((user("Write a very long story."),), sampling=Sampling(temperature=2.0, max_tokens=400, seed=8))
+"""Hot enough that an answer which does not end at once goes on to the limit."""
 
 
 async def test_open_engine_finds_the_server_that_runs(server: Any) -> None:
@@ -119,7 +120,8 @@ async def test_cancelling_and_closing_stop_the_work_on_the_server(server: Any) -
     stream = server.engine.stream(ENDLESS)
     await anext(stream)
     task = asyncio.create_task(server.engine.chat(ENDLESS))
-    await asyncio.sleep(0.05)  # on its way, and not over even where the machine is slow
+    await asyncio.sleep(0.2)  # on its way
+    assert not task.done()
     task.cancel()
     await stream.aclose()
     with pytest.raises(asyncio.CancelledError):
