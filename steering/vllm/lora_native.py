@@ -10,7 +10,9 @@ import ctypes
 import functools
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -54,54 +56,29 @@ def why_not() -> str | None:
     return _library()[1]
 
 
+@dataclass(frozen=True)
 class Call:
     """What is the same at every call with one module's weights, checked and laid out once.
 
-    It keeps addresses and not the tensors: whoever uses it asks `is_for` first.
+    It keeps addresses and not the tensors: `call_for` hands it out for these very tensors only.
 
     Attributes:
         dtype: of the weights, and what it takes.
+        tensors: of what it was made, the plan's and the weights.
+        widths: of the slices in y.
+        fixed: the arguments of lora_rows.cpp that they give.
     """
 
-    def __init__(
-        self,
-        a: torch.Tensor | None,
-        b: Sequence[torch.Tensor],
-        order: torch.Tensor,
-        blocks: torch.Tensor,
-        widths: Sequence[int],
-    ) -> None:
-        self.dtype = b[0].dtype
-        self._tensors = tuple(map(weakref.ref, (order, blocks, *b, *(() if a is None else (a,)))))
-        self._widths = tuple(widths)
-        # What lora_rows.cpp calls `shape`.
-        shape = [0, 0, 0] if a is None else [a.stride(1), a.stride(4), a.shape[4]]
-        shape += [len(b), b[0].shape[3]]
-        shape += [part.data_ptr() for part in b]
-        shape += [part.stride(0) for part in b]
-        shape += [part.stride(3) for part in b]
-        shape += widths
-        self._fixed = (
-            order.data_ptr(),
-            blocks.data_ptr(),
-            None if a is None else a.data_ptr(),
-            (ctypes.c_int64 * len(shape))(*shape),
-        )
-        self._function = _library()[0][self.dtype]
+    dtype: torch.dtype
+    tensors: tuple[weakref.ref[torch.Tensor], ...]
+    widths: tuple[int, ...]
+    fixed: tuple[Any, ...]
 
-    def is_for(
-        self,
-        a: torch.Tensor | None,
-        b: Sequence[torch.Tensor],
-        order: torch.Tensor,
-        blocks: torch.Tensor,
-        widths: Sequence[int],
-    ) -> bool:
+    def is_for(self, tensors: Sequence[torch.Tensor], widths: Sequence[int]) -> bool:
         """Whether it was made of these very tensors."""
-        given = (order, blocks, *b, *(() if a is None else (a,)))
-        mine = self._tensors
-        same = len(given) == len(mine) and all(one() is other for one, other in zip(mine, given, strict=True))
-        return same and tuple(widths) == self._widths
+        mine = self.tensors
+        same = len(tensors) == len(mine) and all(one() is other for one, other in zip(mine, tensors, strict=True))
+        return same and tuple(widths) == self.widths
 
     def takes(self, y: torch.Tensor, x: torch.Tensor) -> bool:
         """Whether y and x are of the weights' type, on the CPU, and their rows lie together."""
@@ -113,7 +90,8 @@ class Call:
         Args:
             y, x: [N, sum of widths or more], [N, in].
         """
-        self._function(y.data_ptr(), x.data_ptr(), y.stride(0), x.stride(0), *self._fixed, scale)
+        function = _library()[0][self.dtype]
+        function(y.data_ptr(), x.data_ptr(), y.stride(0), x.stride(0), *self.fixed, scale)
 
 
 def call_for(
@@ -133,12 +111,23 @@ def call_for(
         order, blocks: which rows have which slot (`lora_op.Plan`).
         widths: of the slices in y.
     """
+    tensors = (order, blocks, *b, *(() if a is None else (a,)))
     call: Call | None = getattr(b[0], _CALL, None)
-    if call is None or not call.is_for(a, b, order, blocks, widths):
-        if not _laid_out(a, b, widths):
-            return None
-        call = Call(a, b, order, blocks, widths)
-        setattr(b[0], _CALL, call)
+    if call is not None and call.is_for(tensors, widths):
+        return call
+    if not _laid_out(a, b, widths):
+        return None
+    # What lora_rows.cpp calls `shape`.
+    shape = [0, 0, 0] if a is None else [a.stride(1), a.stride(4), a.shape[4]]
+    shape += [len(b), b[0].shape[3]]
+    shape += [part.data_ptr() for part in b]
+    shape += [part.stride(0) for part in b]
+    shape += [part.stride(3) for part in b]
+    shape += widths
+    pointers = (order.data_ptr(), blocks.data_ptr(), None if a is None else a.data_ptr())
+    fixed = (*pointers, (ctypes.c_int64 * len(shape))(*shape))
+    call = Call(b[0].dtype, tuple(map(weakref.ref, tensors)), tuple(widths), fixed)
+    setattr(b[0], _CALL, call)
     return call
 
 
