@@ -8,7 +8,8 @@ zero and stands for "no steering", so a token without profile gathers zeros and 
 from __future__ import annotations
 
 import threading
-from dataclasses import fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 
 import torch
 
@@ -20,6 +21,23 @@ from .scope import Place
 
 _FREE = {"bias": 0.0, "low": 0.0, "high": 0.0, "keep": 0.0, "threshold": torch.inf}
 """A column that is not taken: whatever it reads, it adds nothing."""
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """What a live profile takes up in a bank: its rows, and by layer the columns of its terms."""
+
+    place: Place
+    columns: Mapping[int, Sequence[int]]
+
+
+@dataclass(frozen=True, eq=False)
+class Reserved:
+    """Room that is taken in a bank, and the edits and the condition that are still to be written there."""
+
+    held: Held
+    wanted: Variants
+    gate: Gate | None
 
 
 class Bank:
@@ -57,8 +75,9 @@ class Bank:
         self.columns, self.gated = columns, gated
         self.add = torch.zeros(num_layers, rows, hidden_size, dtype=dtype, device=device)
         self._tables = [self._table(layer, device) for layer in range(num_layers)]
-        self._live: dict[str, Place] = {}
-        self._taken: set[int] = set()
+        self._held: dict[str, Held] = {}
+        self._rows: set[int] = set()
+        self._columns: list[set[int]] = [set() for _ in range(num_layers)]
         self._lock = threading.Lock()
 
     def _table(self, layer: int, device: torch.device | str) -> LayerTable:
@@ -93,30 +112,55 @@ class Bank:
     def add_variants(self, sha: str, name: str, wanted: Variants, gate: Gate | None) -> Place:
         """As `put`, for interventions that are folded already; `name` is for errors."""
         with self._lock:
-            return self._live[sha] if sha in self._live else self._put(sha, name, wanted, gate)
+            if sha in self._held:
+                return self._held[sha].place
+            reserved = self._reserve(sha, name, wanted, gate)
+            self.write(reserved)
+            return reserved.held.place
 
-    def _put(self, sha: str, name: str, wanted: Variants, gate: Gate | None) -> Place:
+    def reserve(self, sha: str, profile: Profile) -> Reserved:
+        """As `put`, for a profile that is not live, but that what the layers read stays as it is until `write`: this
+        may be done while they run.
+
+        Raises:
+            BadInput: it is live; as `put`.
+            LimitExceeded: as `put`.
+        """
+        with self._lock:
+            if sha in self._held:
+                raise BadInput("it has its place in the bank", where=f"profile {profile.id}", fix="Load it once")
+            return self._reserve(sha, profile.id, variants(profile.interventions), profile.gate)
+
+    def _reserve(self, sha: str, name: str, wanted: Variants, gate: Gate | None) -> Reserved:
         self._check(name, wanted, gate)
-        free = [row for row in range(1, self.rows) if row not in self._taken]
+        free = [row for row in range(1, self.rows) if row not in self._rows]
         if len(free) < len(wanted.edits):
             raise LimitExceeded(
                 f"{len(free)} of the bank's {self.rows - 1} rows are free, {len(wanted.edits)} are needed",
                 where=f"profile {name}",
                 fix="Unload a profile first, or start the server with more rows",
             )
+        columns = {layer: self._free_columns(name, layer, wanted) for layer in wanted.layers}
         rows = dict(zip(wanted.edits, free, strict=False))
-        columns = self._columns(name, wanted)
-        for mask, edits in wanted.edits.items():
-            for layer, edit in edits.items():
-                self._write(layer, rows[mask], edit, columns[layer])
-            if gate is not None:
-                self._write_gate(gate, rows[mask])
-        place = Place(wanted.scopes, rows, wanted.layers, reads=terms_needed(wanted) > 0)
+        place = Place(wanted.scopes, rows, wanted.layers, reads=any(columns.values()))
         if gate is not None:
             place = replace(place, gate_layer=gate.layer, hold=gate.hold)
-        self._live[sha] = place
-        self._taken.update(rows.values())
-        return place
+        held = self._held[sha] = Held(place, columns)
+        self._rows.update(rows.values())
+        for layer, taken in columns.items():
+            self._columns[layer].update(taken)
+        return Reserved(held, wanted, gate)
+
+    def write(self, reserved: Reserved) -> None:
+        """Write what belongs in reserved room. Not while a layer may be running: a term whose column is half written
+        would act on others' tokens."""
+        free = {layer: list(columns) for layer, columns in reserved.held.columns.items()}
+        for mask, edits in reserved.wanted.edits.items():
+            row = reserved.held.place.rows[mask]
+            for layer, edit in edits.items():
+                self._write(layer, row, edit, free[layer])
+            if reserved.gate is not None:
+                self._write_gate(reserved.gate, row)
 
     def _check(self, name: str, wanted: Variants, gate: Gate | None) -> None:
         where = f"profile {name}"
@@ -136,22 +180,17 @@ class Bank:
         if gate is not None and not self.gated:
             raise BadInput("there is no room for a condition", where=where, fix="Start the server with room for gates")
 
-    def _columns(self, name: str, wanted: Variants) -> dict[int, list[int]]:
-        """Free columns at each layer, as many as the profile needs there; they are handed out as terms are written."""
-        out: dict[int, list[int]] = {}
-        for layer in wanted.layers:
-            terms = self._tables[layer].terms
-            need = sum(_rank(edits.get(layer)) for edits in wanted.edits.values())
-            free = [] if terms is None else (terms.owner == 0).nonzero().flatten().tolist()
-            if need > len(free):
-                raise LimitExceeded(
-                    f"{len(free)} of the bank's {self.columns} rank-1 terms are free at layer {layer}, "
-                    f"{need} are needed",
-                    where=f"profile {name}",
-                    fix="Unload a profile first, or start the server with room for more terms",
-                )
-            out[layer] = free[:need]
-        return out
+    def _free_columns(self, name: str, layer: int, wanted: Variants) -> list[int]:
+        """Free columns at a layer, as many as a profile needs there."""
+        need = sum(_rank(edits.get(layer)) for edits in wanted.edits.values())
+        free = [column for column in range(self.columns) if column not in self._columns[layer]]
+        if need > len(free):
+            raise LimitExceeded(
+                f"{len(free)} of the bank's {self.columns} rank-1 terms are free at layer {layer}, {need} are needed",
+                where=f"profile {name}",
+                fix="Unload a profile first, or start the server with room for more terms",
+            )
+        return free[:need]
 
     def _write(self, layer: int, row: int, edit: Edit, free: list[int]) -> None:
         table = self._tables[layer]
@@ -166,50 +205,60 @@ class Bank:
             table.terms.owner[column] = row
 
     def _write_gate(self, gate: Gate, row: int) -> None:
-        gates = self._tables[gate.layer].gates
-        assert gates is not None  # checked
+        gates = self._gates(gate.layer)
         gates.vector[row].copy_(gate.vector / gate.vector.norm())
         gates.threshold[row] = gate.threshold
         gates.sign[row] = 1.0 if gate.above else -1.0
 
+    def _gates(self, layer: int) -> GateTable:
+        gates = self._tables[layer].gates
+        assert gates is not None  # checked
+        return gates
+
     def drop(self, sha: str) -> None:
         """Clear a profile's rows and columns and free them. Raises NotFound when it is not live."""
         with self._lock:
-            rows = list(self._place(sha).rows.values())
+            gone = self._found(sha)
+            rows = list(gone.place.rows.values())
             self.add[:, rows] = 0
-            for table in self._tables:
-                if table.terms is not None:
-                    gone = torch.isin(table.terms.owner, torch.tensor(rows, device=table.terms.owner.device))
-                    table.terms.owner[gone] = 0
-                    table.terms.read[gone] = 0
-                    table.terms.write[gone] = 0
-                    for name, value in _FREE.items():
-                        getattr(table.terms, name)[gone] = value
-                if table.gates is not None:
-                    table.gates.vector[rows] = 0
-                    table.gates.threshold[rows] = 0
-                    table.gates.sign[rows] = 0
-            self._taken.difference_update(rows)
-            del self._live[sha]
+            for layer, columns in gone.columns.items():
+                self._clear(self._tables[layer].terms, list(columns))
+                self._columns[layer].difference_update(columns)
+            if gone.place.gate_layer is not None:
+                gates = self._gates(gone.place.gate_layer)
+                gates.vector[rows] = 0
+                gates.threshold[rows] = 0
+                gates.sign[rows] = 0
+            self._rows.difference_update(rows)
+            del self._held[sha]
+
+    def _clear(self, terms: TermTable | None, columns: list[int]) -> None:
+        if terms is None or not columns:
+            return
+        terms.owner[columns] = 0
+        terms.read[columns] = 0
+        terms.write[columns] = 0
+        for name, value in _FREE.items():
+            getattr(terms, name)[columns] = value
 
     def place(self, sha: str) -> Place:
         """Where a live profile stands. Raises NotFound when it is not live: steering is never skipped in silence."""
         with self._lock:
-            return self._place(sha)
+            return self._found(sha).place
 
     def live(self) -> dict[str, Place]:
         """A copy of the map from hash to place."""
         with self._lock:
-            return dict(self._live)
+            return {sha: held.place for sha, held in self._held.items()}
 
     @property
     def rows_used(self) -> int:
         """How many rows are taken, of `rows - 1`."""
-        return len(self._taken)
+        return len(self._rows)
 
-    def _place(self, sha: str) -> Place:
+    def _found(self, sha: str) -> Held:
         try:
-            return self._live[sha]
+            return self._held[sha]
         except KeyError:
             raise NotFound(
                 f"profile {sha[:12]} is not live", where="bank", fix="Load the profile before sending requests to it"

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from ..errors import BadInput, NotFound
 from .document import FILE, read_document
@@ -73,7 +74,7 @@ class ProfileStore:
         for key, folder in self.folders().items():
             if _like(key, pattern):
                 try:
-                    yield _loaded(folder)
+                    yield load_named(folder)
                 except BadInput as error:
                     yield error
 
@@ -82,19 +83,25 @@ class ProfileStore:
         return list(self.each())
 
     def get(self, spec: str) -> Profile:
-        """The profile named `name` (the promoted version, else the newest), `name@version` or `name@sha256:` with at
-        least 8 digits. Only what may be meant is read: of other names nothing, of other versions nothing but by hash.
+        """The profile that `find` finds, loaded. Raises NotFound or BadInput."""
+        return load_named(self.find(spec))
+
+    def find(self, spec: str) -> Path:
+        """The folder of the profile named `name` (the promoted version, else the newest), `name@version` or
+        `name@sha256:` with at least 8 digits. Only what may be meant is read: of other names nothing, of other versions
+        nothing but by hash.
 
         Raises:
             NotFound: nothing answers to it; some known names are listed.
-            BadInput: it is there and does not load, or a short hash fits several, or the promoted version is gone.
+            BadInput: a short hash fits several, or what might be meant by a hash does not load, or the promoted version
+                is gone.
         """
         name, version, sha = parse_spec(spec)
         if name is None:
             raise NotFound(f"unknown profile {spec!r}", where="profile", fix=self._known())
         in_use = None if version or sha else next(iter(self.history(name)[-1:]), None)
         if (wanted := version or in_use) is not None and (folder := self._at(name, wanted)) is not None:
-            return _loaded(folder)
+            return folder
         versions = self._versions(name)
         newest_first = [versions[v] for v in sorted(versions, key=version_key, reverse=True)]
         if in_use is not None and versions:
@@ -104,14 +111,14 @@ class ProfileStore:
                 fix="Promote a version that is there, or put it back",
             )
         if sha is not None:
-            hits = (profile for profile in map(_loaded, newest_first) if profile.sha256.startswith(sha))
+            hits = (folder for folder in newest_first if load_named(folder).sha256.startswith(sha))
             found = list(itertools.islice(hits, 1 if len(sha) == WHOLE else None))
             if len(found) > 1:
                 raise BadInput(f"{spec!r} fits {len(found)} profiles", where="profile", fix="Give more digits")
             if found:
                 return found[0]
         elif version is None and newest_first:
-            return _loaded(newest_first[0])
+            return newest_first[0]
         have = f" (versions of {name}: {some(sorted(versions, key=version_key))})" if versions else ""
         raise NotFound(f"unknown profile {spec!r}{have}", where="profile", fix=self._known())
 
@@ -216,9 +223,16 @@ def _claimed(folder: Path) -> str:
         return folder.name
 
 
-def _loaded(folder: Path) -> Profile:
-    """The profile in a folder, provided that it is the one that the folder's name says. Raises BadInput."""
-    profile = load_profile(folder)
+def load_named(folder: Path, **base: Any) -> Profile:
+    """The profile in a folder of a store, provided that it is the one that the folder's name says.
+
+    Args:
+        base: the base model it must fit, as for `load_profile`.
+
+    Raises:
+        BadInput: it is another, or does not load.
+    """
+    profile = load_profile(folder, **base)
     name, at, version = folder.name.partition("@")
     claims = [("name", name, profile.name)] + ([("version", version, profile.version)] if at else [])
     for field, claimed, found in claims:

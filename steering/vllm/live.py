@@ -9,28 +9,25 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...errors import BadInput, EngineError, LimitExceeded, NotFound, TrimtabError
+from ...errors import BadInput, EngineError, LimitExceeded, NotFound
 from ...home import home
 from ..files import model_sha256
 from ..profile import Profile, load_profile
-from ..store import ProfileStore, some
+from ..store import ProfileStore, load_named, some
 from ..strength import at_strength
 from ..weights import merged_adapter, served_name
 from .ladder import Ladder
 from .served import LiveProfile, ServedAdapter
+from .workers import Workers
 
 log = logging.getLogger("vllm.trimtab")
 
 FULL_AFTER = 32
 """So many profiles in a row for which there is no room, and a start does not read the rest of the store."""
-
-_KINDS: dict[str, type[TrimtabError]] = {
-    kind.__name__: kind for kind in (BadInput, NotFound, LimitExceeded, EngineError)
-}
 
 
 class LiveProfiles:
@@ -44,6 +41,7 @@ class LiveProfiles:
 
     def __init__(self, client: Any, models: Any, roots: Sequence[Path]) -> None:
         self._client, self._models = client, models
+        self._workers = Workers(client)
         self._store = ProfileStore(*roots) if roots else None
         self._live: dict[str, LiveProfile] = {}
         self._adapters: dict[str, ServedAdapter] = {}
@@ -81,6 +79,7 @@ class LiveProfiles:
             TrimtabError: steering is not installed, or a wanted profile does not load.
         """
         self.worker = await self.ask_worker()
+        await self._workers.open_doors()
         if wanted is not None:
             for spec in wanted:
                 await self.load(spec)
@@ -91,7 +90,7 @@ class LiveProfiles:
         crowded = 0
         for done, (claimed, folder) in enumerate(folders.items(), 1):
             try:
-                await self._load(folder, claimed)
+                await self._load(functools.partial(self._checked, folder))
                 crowded = 0
             except BadInput as error:
                 self.refused[claimed] = str(error)
@@ -106,7 +105,7 @@ class LiveProfiles:
 
     async def ask_worker(self) -> dict[str, Any]:
         """What runs the model, and how full its bank is. Raises EngineError when it does not answer."""
-        return await self._ask("trimtab_describe")
+        return await self._workers.ask("trimtab_describe")
 
     def resolve(self, model: str) -> LiveProfile | None:
         """The live profile a request's `model` names, or None for the base model.
@@ -152,9 +151,8 @@ class LiveProfiles:
             BadInput: it is broken, or not made for this base model.
             LimitExceeded: there is no room for it.
         """
-        if self._store is None:
-            raise BadInput("this server has no profile store", where="TRIMTAB_PROFILES", fix="Start it with one")
-        return await self._load((await asyncio.to_thread(self._store.get, spec)).directory)
+        store = self._need_store()
+        return await self._load(lambda: self._checked(store.find(spec)))
 
     async def put(self, folder: Path, spec: str) -> LiveProfile:
         """Save the profile in a folder in the store, and make it live.
@@ -167,24 +165,21 @@ class LiveProfiles:
                 the store is unchanged.
             LimitExceeded: there is no room for it; it is in the store.
         """
-        if self._store is None:
-            raise BadInput("this server has no profile store", where="TRIMTAB_PROFILES", fix="Start it with one")
-        found = await asyncio.to_thread(load_profile, folder)
+        store = self._need_store()
+        found = await asyncio.to_thread(lambda: load_profile(folder, **self._base()))
         if found.id != spec:
             raise BadInput(f"the profile is {found.id}, not {spec}", where="path", fix="PUT it under its own name")
-        await asyncio.to_thread(self._checked, folder)
-        return await self._load((await asyncio.to_thread(self._store.save, folder)).directory)
+        return await self._load(lambda: self._checked(store.save(folder).directory))
 
-    async def _load(self, folder: Path, claimed: str | None = None) -> LiveProfile:
-        """Make the profile in a folder live.
+    def _need_store(self) -> ProfileStore:
+        if self._store is None:
+            raise BadInput("this server has no profile store", where="TRIMTAB_PROFILES", fix="Start it with one")
+        return self._store
 
-        Args:
-            claimed: the id that it must have.
-        """
+    async def _load(self, read: Callable[[], Profile]) -> LiveProfile:
+        """Make a profile live that `read` reads and checks, in a thread of its own."""
         async with self._lock:
-            profile = await asyncio.to_thread(self._checked, folder)
-            if claimed is not None and profile.id != claimed:
-                raise BadInput(f"the profile is {profile.id}", where=f"profile {claimed}", fix="Rename its folder")
+            profile = await asyncio.to_thread(read)
             if profile.name in self.base_names:
                 raise BadInput("the base model has this name", where=f"profile {profile.id}", fix="Rename the profile")
             live = self._live.get(profile.sha256)
@@ -232,7 +227,7 @@ class LiveProfiles:
         """Put a profile's adapter into vLLM and its vectors into the banks: both, or neither."""
         adapter = await self._take_adapter(profile)
         try:
-            await self._ask("trimtab_load", str(profile.directory.resolve()), own_sha256, strength)
+            await self._workers.load(str(profile.directory.resolve()), own_sha256, strength)
         except BaseException:
             await self._release_adapter(adapter)
             raise
@@ -240,19 +235,22 @@ class LiveProfiles:
 
     async def _gone(self, entry: LiveProfile) -> None:
         """Take out of banks and vLLM what `_made` put there; no request may use it any more."""
-        await self._ask("trimtab_unload", entry.profile.sha256)
+        await self._workers.ask("trimtab_unload", entry.profile.sha256)
         await self._release_adapter(entry.adapter)
 
     def _checked(self, folder: Path) -> Profile:
-        """The profile in a folder, checked against the served base model. Blocking: reads the model's weights once."""
+        """The profile in a folder of the store, checked against the served base model."""
+        return load_named(folder, **self._base())
+
+    def _base(self) -> dict[str, Any]:
+        """What a profile must fit, as `load_profile` takes it. Blocking: reads the model's weights once."""
         if self._base_sha is None:
             self._base_sha = model_sha256(self.model_folder())
-        return load_profile(
-            folder,
-            hidden_size=self.worker["hidden_size"],
-            num_layers=self.worker["num_layers"],
-            base_sha256=self._base_sha,
-        )
+        return {
+            "hidden_size": self.worker["hidden_size"],
+            "num_layers": self.worker["num_layers"],
+            "base_sha256": self._base_sha,
+        }
 
     async def unload(self, spec: str, timeout: float = 60.0) -> LiveProfile:
         """Take a profile's name away at once, wait for its requests to end, then free what it held.
@@ -287,7 +285,7 @@ class LiveProfiles:
                 for one in rungs:
                     self._ladder.remove(one)
                     await self._gone(one)
-                await self._ask("trimtab_unload", entry.profile.sha256)
+                await self._workers.ask("trimtab_unload", entry.profile.sha256)
             except BaseException:
                 entry.closing = False
                 raise
@@ -302,7 +300,7 @@ class LiveProfiles:
         Raises:
             EngineError: it is not what the profile says. This would be a defect of the server.
         """
-        requests = (await self._ask("trimtab_receipt", receipt))["requests"]
+        requests = (await self._workers.ask("trimtab_receipt", receipt))["requests"]
         if requests is None:
             return None
         profile = entry.profile if entry else None
@@ -359,23 +357,6 @@ class LiveProfiles:
         number = self._models.lora_requests[adapter.name].lora_int_id
         await self._models.unload_lora_adapter(UnloadLoRAAdapterRequest(lora_name=adapter.name))
         await self._client.remove_lora(number)
-
-    async def _ask(self, method: str, *args: Any) -> dict[str, Any]:
-        """Ask every worker; the first one's answer. Raises what a worker answered as an error."""
-        try:
-            answers = await self._client.collective_rpc(method, timeout=60.0, args=args)
-        except Exception as error:
-            raise EngineError(
-                f"the model's process does not answer {method} ({error})",
-                where="vllm",
-                fix="Start the server with --worker-extension-cls trimtab.steering.vllm.worker.SteeringExtension",
-            ) from error
-        for answer in answers:
-            if "error" in answer:
-                fields = answer["error"]
-                raise _KINDS.get(fields["type"], EngineError)(fields["what"], where=fields["where"], fix=fields["fix"])
-        first: dict[str, Any] = answers[0]
-        return first
 
 
 def _model_folder(model: str) -> Path:

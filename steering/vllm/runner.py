@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
@@ -23,7 +25,7 @@ import torch
 from torch import nn
 
 from ...errors import BadInput
-from ..bank import Bank
+from ..bank import Bank, Reserved
 from ..kernel import LayerTable, TermTable, added
 from ..profile import Profile
 from ..scope import Place
@@ -42,7 +44,8 @@ _SPARE_TOKENS = 1024
 class RunnerSteering:
     """The steering of one model runner: bank, index buffer, live profiles, ledger.
 
-    Everything here is called from the worker's own thread, between or inside steps; there is no locking.
+    Everything here is called from the worker's own thread, between or inside steps, but for `load`: what that leaves
+    behind is taken over between steps.
     """
 
     def __init__(self, runner: Any, rows: int, terms: int = 0, *, tells_late: bool = False) -> None:
@@ -79,6 +82,8 @@ class RunnerSteering:
         self._index_np = self._index_host.numpy()
         self.index = self._index_host if runner.device.type == "cpu" else self._index_host.to(runner.device)
         self.live: dict[str, Place] = {}
+        self._staged: deque[tuple[str, Reserved | None]] = deque()
+        self._staging = threading.Lock()
         self._rows = Rows(self.live, Answers(_Tokenizer(config.model_config)))
         self._tells_late = tells_late
         self.ledger = Ledger()
@@ -112,26 +117,45 @@ class RunnerSteering:
 
         return edit
 
-    def load(self, profile: Profile) -> Place:
-        """Make a profile live. Raises LimitExceeded when the bank is full, BadInput when it does not fit."""
-        if profile.sha256 not in self.live:
-            if profile.gate is not None and not self.gated:
-                raise BadInput(
-                    "this server was compiled without conditions (`gate`)",
-                    where=f"profile {profile.id}",
-                    fix=f"Start it with {GATES_VARIABLE}=1",
-                )
-            if self._tells_late and any(part.scope.reads_text for part in profile.interventions):
-                raise BadInput(
-                    "a token scope reads the generated text, which asynchronous scheduling tells too late",
-                    where=f"profile {profile.id}",
-                    fix="Start the server with --no-async-scheduling",
-                )
-            self.live[profile.sha256] = self.bank.put(profile.sha256, profile) if profile.interventions else Place()
-        return self.live[profile.sha256]
+    def load(self, profile: Profile) -> None:
+        """Make a profile live from the next step on. Any thread may call this while a step runs.
+
+        Raises:
+            LimitExceeded: the bank is full.
+            BadInput: it does not fit.
+        """
+        if profile.gate is not None and not self.gated:
+            raise BadInput(
+                "this server was compiled without conditions (`gate`)",
+                where=f"profile {profile.id}",
+                fix=f"Start it with {GATES_VARIABLE}=1",
+            )
+        if self._tells_late and any(part.scope.reads_text for part in profile.interventions):
+            raise BadInput(
+                "a token scope reads the generated text, which asynchronous scheduling tells too late",
+                where=f"profile {profile.id}",
+                fix="Start the server with --no-async-scheduling",
+            )
+        with self._staging:
+            if profile.sha256 in self.live or any(sha == profile.sha256 for sha, _ in self._staged):
+                return
+            reserved = self.bank.reserve(profile.sha256, profile) if profile.interventions else None
+            self._staged.append((profile.sha256, reserved))
+
+    def _take_over(self) -> None:
+        """Write what was staged into the bank; no layer runs now."""
+        if not self._staged:
+            return
+        with self._staging:
+            while self._staged:
+                sha, reserved = self._staged.popleft()
+                if reserved is not None:
+                    self.bank.write(reserved)
+                self.live[sha] = Place() if reserved is None else reserved.held.place
 
     def unload(self, sha: str) -> None:
         """Make a profile not live; one that was not is left so. Its requests must have ended."""
+        self._take_over()
         place = self.live.pop(sha, None)
         if place is not None and place.layers:
             self.bank.drop(sha)
@@ -151,6 +175,7 @@ class RunnerSteering:
             NotFound: a request's profile is not live.
         """
         self._settle()
+        self._take_over()
         self.step = self._write(view)
         self.gating.fill(view, [self._rows.place(sha) for sha in view.profiles], alive)
         self._pending = self.ledger.record(view, self._rows)

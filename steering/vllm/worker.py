@@ -2,8 +2,8 @@
 
 vLLM imports this module in the process that runs the model, before it makes the runner, and mixes the class into its
 worker; so importing it is what installs the runner's part of steering there. The methods are called by name over
-`collective_rpc`, between steps. They answer with plain data, and errors as `{"error": {...}}`, because an exception
-would arrive as text only.
+`collective_rpc`, between steps, and `trimtab_load` also through a door of its own (`door.py`), while a step runs. They
+answer with plain data, and errors as `{"error": {...}}`, because an exception would arrive as text only.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from ...errors import TrimtabError
 from ..profile import load_profile
 from ..strength import at_strength
 from . import attention_cpu, lora_cpu, runner, runner_v1, runner_v2, seeds_cpu
+from .door import open_door
 from .launch import DEFAULT_ROWS, ROWS_VARIABLE, TERMS_VARIABLE
 from .plugin import SWITCH
 from .versions import require_supported
@@ -49,9 +50,13 @@ class SteeringExtension:
 
         return _answer(describe)
 
+    def trimtab_door(self) -> dict[str, Any]:
+        """The address under which `trimtab_load` is answered beside the steps, too; None where it is not."""
+        return _answer(lambda: {"address": open_door(self.trimtab_load)})
+
     def trimtab_load(self, directory: str, sha256: str, strength: float = 1.0) -> dict[str, Any]:
-        """Make the profile in `directory` live, provided that its identity is still `sha256`; at another strength than
-        1 under the identity that `at_strength` gives it."""
+        """Make the profile in `directory` live from the next step on, provided that its identity is still `sha256`; at
+        another strength than 1 under the identity that `at_strength` gives it."""
 
         def load() -> dict[str, Any]:
             steering = runner.steering_of(self.model_runner)
@@ -61,7 +66,8 @@ class SteeringExtension:
                 raise TrimtabError("the profile changed on disk while it was loaded", where=directory, fix="Load again")
             if strength != 1.0:
                 profile = at_strength(profile, strength)
-            return {"layers": sorted(steering.load(profile).layers)}
+            steering.load(profile)
+            return {}
 
         return _answer(load)
 

@@ -10,7 +10,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,13 +164,16 @@ class Engine:
     preemptions: int = 0
     cached: int = 0
 
-    def ask(self, requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def ask(self, requests: list[dict[str, Any]], load: list[Profile]) -> list[dict[str, Any]]:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps(requests) + "\n")
+        profiles = [(str(profile.directory), profile.sha256) for profile in load]
+        self.process.stdin.write(json.dumps({"requests": requests, "load": profiles}) + "\n")
         self.process.stdin.flush()
         answer = json.loads(self.process.stdout.readline())
         self.preemptions = answer["preemptions"]
+        assert answer["beside"] == len(load) * self.facts["ranks"], "a load waited for the requests"
+        self.profiles += load
         return list(answer["requests"])
 
     @torch.no_grad()
@@ -184,8 +187,11 @@ class Engine:
         rows = logits[len(prompt) - 1 : -1].log_softmax(-1)
         return [float(row[i]) for row, i in zip(rows, ids, strict=True)]
 
-    def hold(self, batch: list[Request]) -> list[dict[str, Any]]:
+    def hold(self, batch: list[Request], load: Sequence[Profile] = ()) -> list[dict[str, Any]]:
         """Ask for a batch at once, and hold every answer to the reference.
+
+        Args:
+            load: profiles to load while the batch runs, for later ones.
 
         Returns:
             What the receipts say was applied, for each.
@@ -209,7 +215,7 @@ class Engine:
                     "adapter": None if adapter is None else [request.adapter, str(adapter)],
                 }
             )
-        for request, sent, answer in zip(batch, asked, self.ask(asked), strict=True):
+        for request, sent, answer in zip(batch, asked, self.ask(asked, list(load)), strict=True):
             profile = None if request.profile is None else self.profiles[request.profile]
             adapter = None if request.adapter is None else self.adapters[request.adapter]
             assert len(answer["ids"]) == request.tokens
@@ -268,7 +274,7 @@ def running_engine(
             line = process.stdout.readline()
             assert line, (folder / "engine.log").read_text()[-3000:]
             hf = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
-            yield Engine(process, json.loads(line), profiles, adapters, hf, AutoTokenizer.from_pretrained(base))
+            yield Engine(process, json.loads(line), list(profiles), adapters, hf, AutoTokenizer.from_pretrained(base))
         finally:
             process.kill()
             process.wait()

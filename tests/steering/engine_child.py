@@ -1,14 +1,18 @@
 """A stock vLLM with the plugin, in a process of its own, for tests that choose the engine's options.
 
-Reads one JSON line of options, answers `{"compiled": ...}`, then does batch after batch: one JSON line in, one out.
+Reads one JSON line of options, answers `{"compiled": ...}`, then does batch after batch: one JSON line in, one out. A
+batch may come with profiles to load at the workers' doors while it runs.
 """
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import json
 import os
 import sys
+import threading
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -43,6 +47,19 @@ def same(answers: list[Any]) -> Any:
     return answers[0]
 
 
+def load_beside(llm: Any, doors: list[str], profiles: list[list[str]], done: list[float]) -> None:
+    """Load profiles in every rank as soon as requests run, and note when each had answered."""
+    from trimtab.steering.vllm.door import knock
+
+    while profiles and not llm.llm_engine.has_unfinished_requests():
+        time.sleep(0.001)
+    for directory, sha in profiles:
+        for door in doors:
+            answer = asyncio.run(knock(door, directory, sha, 1.0))
+            assert answer == {}, answer
+            done.append(time.monotonic())
+
+
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what vLLM prints goes to the log
@@ -68,6 +85,7 @@ def main() -> None:
     for directory, sha in setup["profiles"]:
         answer = same(llm.collective_rpc("trimtab_load", args=(directory, sha)))
         assert "error" not in answer, answer
+    doors = [answer["address"] for answer in llm.collective_rpc("trimtab_door")]
     config = llm.llm_engine.vllm_config
     say(
         {
@@ -79,8 +97,9 @@ def main() -> None:
         }
     )
     for line in sys.stdin:
+        message = json.loads(line)
         prompts, params, loras, receipts = [], [], [], []
-        for number, asked in enumerate(json.loads(line)):
+        for asked in message["requests"]:
             receipts.append(asked["receipt"])
             extra = {"trimtab_id": asked["receipt"]}
             prompt: dict[str, Any] = {"prompt_token_ids": asked["prompt"]}
@@ -93,8 +112,12 @@ def main() -> None:
             )
             adapter = asked["adapter"]
             loras.append(None if adapter is None else LoRARequest(f"a{adapter[0]}", adapter[0] + 1, adapter[1]))
-            del number
+        loaded: list[float] = []
+        loader = threading.Thread(target=load_beside, args=(llm, doors, message["load"], loaded))
+        loader.start()
         outputs = llm.generate(prompts, params, lora_request=loras, use_tqdm=False)
+        ended = time.monotonic()
+        loader.join()
         found = []
         for output, receipt in zip(outputs, receipts, strict=True):
             answer = same(llm.collective_rpc("trimtab_receipt", args=(receipt,)))
@@ -108,7 +131,7 @@ def main() -> None:
                 }
             )
         preempted = sum(int(m.value) for m in llm.get_metrics() if m.name == "vllm:num_preemptions")
-        say({"requests": found, "preemptions": preempted})
+        say({"requests": found, "preemptions": preempted, "beside": sum(moment < ended for moment in loaded)})
 
 
 if __name__ == "__main__":

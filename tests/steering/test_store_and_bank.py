@@ -116,6 +116,26 @@ def test_bank_rows(tmp_path: Path) -> None:
     assert bank.add.data_ptr() == address == bank.table(0).add.data_ptr()
 
 
+def test_reserved_room_is_taken_and_holds_nothing_until_it_is_written(tmp_path: Path) -> None:
+    one, other = write(tmp_path / "a", "a"), write(tmp_path / "b", "b", seed=1)
+    bank = Bank(3, 8, 2)
+    reserved = bank.reserve(one.sha256, one)
+    assert not bank.add.any()
+    assert bank.rows_used == 1
+    with pytest.raises(LimitExceeded):
+        bank.put(other.sha256, other)
+    with pytest.raises(BadInput, match="has its place"):
+        bank.reserve(one.sha256, one)
+    bank.write(reserved)
+    assert bank.add.any()
+    assert bank.place(one.sha256) is reserved.held.place
+    bank.drop(one.sha256)
+    bank.reserve(other.sha256, other)
+    bank.drop(other.sha256)  # never written
+    assert not bank.add.any()
+    assert bank.rows_used == 0
+
+
 def test_bank_refuses_what_does_not_fit(tmp_path: Path) -> None:
     deep = write(tmp_path / "a", "a", layer=3)
     for bank in (Bank(3, 8, 2), Bank(4, 16, 2)):

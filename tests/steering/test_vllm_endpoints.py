@@ -57,6 +57,8 @@ class Engine:
                 full = LimitExceeded("the bank is full", where="bank", fix="Unload one")
                 return [{"error": {**full.as_dict(), "status": 429}}]
             self.live.append(at_strength(load_profile(Path(args[0])), args[2]).sha256)
+        if method == "trimtab_door":
+            return [{"address": None}]
         if method == "trimtab_unload":
             self.live.remove(args[0])
         if method == "trimtab_receipt":

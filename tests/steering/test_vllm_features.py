@@ -46,8 +46,9 @@ def test_two_ranks_steer_as_the_reference_does_and_count_once(
     adapters = [write_adapter(tmp_path / "adapter", 1, size=0.1, base=tiny_model)]
     options = {"tensor_parallel_size": 2, "enforce_eager": not compiled, "max_num_batched_tokens": 24}
     options |= {"enable_lora": True, "max_lora_rank": 8}
-    with run_engine(tiny_model, tmp_path, made, adapters, terms=4, gates=compiled, **options) as engine:
+    with run_engine(tiny_model, tmp_path, made[:1], adapters, terms=4, gates=compiled, **options) as engine:
         assert (engine.facts["ranks"], engine.facts["compiled"]) == (2, compiled)
+        engine.hold([ask_for(p, a, [60, 61, 62], 200) for p in (None, 0) for a in (None, 0)], load=made[1:])
         prompts = [[40 + (7 * i + 3 * n) % 50 for i in range(n)] for n in (3, 40)]
         batch = [ask_for(p, a, prompt, 6) for prompt in prompts for a in (None, 0) for p in (None, *range(len(made)))]
         for request, applied in zip(batch, engine.hold(batch), strict=True):

@@ -3,7 +3,7 @@
 Three engines of a tiny random model: an eager one with so few tokens a step and so few cache blocks that prompts are
 computed in pieces and requests are thrown out and taken up again; the same with adapters on vLLM's V2 model runner,
 whose GPU kernels are interpreted; and a compiled one, with LoRA still on, that mixes adapters with steering in compiled
-code.
+code. Most of the profiles are loaded while requests run.
 """
 
 from __future__ import annotations
@@ -112,6 +112,17 @@ def profiles_of(base: Path, folder: Path) -> list[Any]:
     return [write(rng, number, base, folder) for number in range(PROFILES)]
 
 
+EARLY = 4
+"""Profiles that are live at the start."""
+
+
+def load_late(engine: Any, ask_for: Any, profiles: list[Profile]) -> None:
+    """The other profiles, beside requests of each kind: these must not notice."""
+    new = 60 if engine.facts["v2"] else 200  # what is interpreted takes its time
+    batch: Batch = [(n, None, 20, new, 0) for n in (None, *range(EARLY))]
+    engine.hold(requests_of(ask_for, batch, adapters=False), load=profiles[EARLY:])
+
+
 CRAMPED = {
     "enforce_eager": True,
     "max_num_batched_tokens": 24,
@@ -122,15 +133,21 @@ CRAMPED = {
 
 
 @pytest.fixture(scope="module")
-def cramped(run_engine: Any, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def cramped(run_engine: Any, ask_for: Any, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     folder = tmp_path_factory.mktemp("cramped")
-    with run_engine(tiny_model, folder, profiles_of(tiny_model, folder), [], terms=160, **CRAMPED) as engine:
+    profiles = profiles_of(tiny_model, folder)
+    with run_engine(tiny_model, folder, profiles[:EARLY], [], terms=160, **CRAMPED) as engine:
+        load_late(engine, ask_for, profiles)
         yield engine
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["eager", "compiled"])
 def second(
-    request: pytest.FixtureRequest, run_engine: Any, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    run_engine: Any,
+    ask_for: Any,
+    tiny_model: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Any]:
     """The V2 runner, as cramped, with LoRA."""
     options = {**CRAMPED, "enforce_eager": not request.param}
@@ -139,19 +156,25 @@ def second(
     adapters = [write_adapter(tiny_model, folder / f"adapter-{i}", i) for i in range(ADAPTERS)]
     profiles = profiles_of(tiny_model, folder)
     gates = bool(request.param)
-    with run_engine(tiny_model, folder, profiles, adapters, terms=160, gates=gates, v2=True, **options) as engine:
+    with run_engine(
+        tiny_model, folder, profiles[:EARLY], adapters, terms=160, gates=gates, v2=True, **options
+    ) as engine:
         assert (engine.facts["v2"], engine.facts["compiled"]) == (True, request.param)
+        load_late(engine, ask_for, profiles)
         yield engine
 
 
 @pytest.fixture(scope="module")
-def compiled(run_engine: Any, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def compiled(
+    run_engine: Any, ask_for: Any, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Any]:
     """Compiled, with room for conditions, and LoRA."""
     options = {"enable_lora": True, "max_loras": ADAPTERS, "max_lora_rank": 8, "max_num_batched_tokens": 64}
     folder = tmp_path_factory.mktemp("compiled")
     adapters = [write_adapter(tiny_model, folder / f"adapter-{i}", i) for i in range(ADAPTERS)]
     profiles = profiles_of(tiny_model, folder)
-    with run_engine(tiny_model, folder, profiles, adapters, terms=160, gates=True, **options) as engine:
+    with run_engine(tiny_model, folder, profiles[:EARLY], adapters, terms=160, gates=True, **options) as engine:
+        load_late(engine, ask_for, profiles)
         yield engine
 
 

@@ -280,6 +280,41 @@ def test_loading_and_unloading_change_what_compiled_code_reads() -> None:
     torch.testing.assert_close(compiled(x), before - 1.0)
 
 
+@pytest.mark.parametrize("eager", [True, False])
+@torch.no_grad()
+def test_what_is_loaded_while_a_step_runs_changes_nothing_before_the_next(
+    eager: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between two layers of a step, where a half-written term would act on tokens of the base model."""
+    monkeypatch.setenv("TRIMTAB_BANK_GATES", "1")
+    torch.manual_seed(0)
+    model = Model()
+    runner = make_runner(model, eager=eager, terms=2)
+    steering = steering_of(runner)
+    steering.load(profile("p", Intervention(1, vector(2.0), "all", ablate(torch.randn(H)))))
+    batch = ("a", "p", 0, 2, 2), ("b", None, 0, 2, 2)
+    steering.before_step(step_view(runner, schedule(runner, *batch)))
+    x = torch.randn(4, H)
+    alone = model(x)
+    late = profile("q", Intervention(1, vector(5.0), "all", ablate(torch.randn(H))))
+    late.gate = Gate(0, vector(1.0), -1.0)
+    blocks: Any = model.model.layers
+    handle = blocks[0].register_forward_hook(lambda *_: steering.load(late))
+    assert torch.equal(model(x), alone)
+    handle.remove()
+    assert "q" not in steering.live
+    with pytest.raises(LimitExceeded, match="0 of the bank's 2 rank-1 terms"):
+        steering.load(profile("r", Intervention(1, None, "all", ablate(vector(1.0)))))
+    steering.load(late)
+    steering.before_step(step_view(runner, schedule(runner, ("a", "p", 0, 2, 2), ("b", "q", 0, 2, 2))))
+    after = model(x)
+    assert torch.equal(after[:2], alone[:2])
+    assert not torch.allclose(after[2:], alone[2:])
+    steering.load(profile("unused"))
+    steering.unload("unused")
+    assert set(steering.live) == {"p", "q"}
+
+
 def test_a_request_of_a_profile_that_is_gone_stops_the_step() -> None:
     runner = make_runner(Model())
     steering = steering_of(runner)
@@ -295,9 +330,12 @@ def test_a_full_bank_refuses_and_adapters_alone_need_no_row() -> None:
         steering.load(profile(name, Intervention(0, vector(1.0))))
     with pytest.raises(LimitExceeded):
         steering.load(profile("r", Intervention(0, vector(1.0))))
-    assert steering.load(profile("adapter")).layers == frozenset()
+    steering.load(profile("adapter"))
+    steering.before_dummy()
+    assert {name: place.layers for name, place in steering.live.items()} == {"p": {0}, "q": {0}, "adapter": set()}
     steering.unload("p")
     steering.load(profile("r", Intervention(0, vector(1.0))))
+    steering.before_dummy()
     assert set(steering.live) == {"q", "r", "adapter"}
 
 
