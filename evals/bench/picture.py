@@ -44,10 +44,11 @@ def steering_png(found: steering.Measured, bars: Sequence[Bar]) -> bytes:
     figure = Figure(figsize=(12, 4.5), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     speed, held = figure.subplots(1, 2)
-    for row, blocks in enumerate(found.blocks.values()):
+    sides = found.blocks()
+    for row, blocks in enumerate(sides.values()):
         speed.plot([b.rate for b in blocks], [row] * len(blocks), "o", alpha=0.7)
     speed.set(title=f"{found.model}, {found.in_flight} in flight", xlabel="generated tokens per second", xlim=(0, None))
-    speed.set_yticks(range(len(found.blocks)), list(found.blocks))
+    speed.set_yticks(range(len(sides)), list(sides))
     speed.invert_yaxis()
     speed.grid(alpha=0.3)
     _shares(held, bars)

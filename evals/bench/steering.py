@@ -1,8 +1,9 @@
 """What steering costs inside vLLM: tokens per second against stock vLLM without any plugin, in one run.
 
-Every side is an engine of its own (`arm.py`) and all take turns, round by round; a row of the table is the median over
-the rounds of the ratio of two sides in the same round. Prompts are random and as many tokens are generated for each,
-whatever they are, so all sides do the same work.
+Every side is an engine of its own (`arm.py`), all of them there at once. A row of the table is the ratio of two sides
+that ran one right after the other, the median over the rounds; where the bar is near 1, the other side runs before and
+after, so that a machine that gets slower or faster meanwhile does not show. Prompts are random and as many tokens are
+generated for each, whatever they are, so all sides do the same work.
 """
 
 from __future__ import annotations
@@ -44,6 +45,14 @@ class Row:
     theirs: str
     bar: float
 
+    @property
+    def order(self) -> tuple[str, ...]:
+        """The measurements of a round."""
+        return (self.theirs, self.ours, self.theirs) if self.bar <= AROUND else (self.theirs, self.ours)
+
+
+AROUND = 1.0
+"""Bars up to which the other side is measured before and after."""
 
 ROWS = (
     Row("steering.64_profiles", "64 profiles", "stock", 0.97),
@@ -57,11 +66,24 @@ ROWS = (
 
 
 @dataclass(frozen=True)
+class Trial:
+    """A row in one round: our block, and the other side's before it and perhaps after it."""
+
+    ours: Block
+    theirs: tuple[Block, ...]
+
+    @property
+    def ratio(self) -> float:
+        """Our tokens per second over theirs."""
+        return self.ours.rate / statistics.mean(block.rate for block in self.theirs)
+
+
+@dataclass(frozen=True)
 class Measured:
     """The benchmark's outcome.
 
     Attributes:
-        blocks: by measurement, one block a round.
+        trials: by row, one a round.
         facts: by engine, how it ran.
     """
 
@@ -69,15 +91,22 @@ class Measured:
     in_flight: int
     tokens: int
     threads: int
-    blocks: Mapping[str, tuple[Block, ...]]
+    trials: Mapping[str, tuple[Trial, ...]]
     facts: Mapping[str, Mapping[str, Any]]
 
     def ratios(self, row: Row) -> list[float] | None:
-        """A row's ratio in each round; None where a side was not measured."""
-        ours, theirs = self.blocks.get(row.ours), self.blocks.get(row.theirs)
-        if not ours or not theirs:
-            return None
-        return [a.rate / b.rate for a, b in zip(ours, theirs, strict=True)]
+        """A row's ratio in each round; None where it was not measured."""
+        trials = self.trials.get(row.name)
+        return [trial.ratio for trial in trials] if trials else None
+
+    def blocks(self) -> dict[str, list[Block]]:
+        """All blocks of each side."""
+        out: dict[str, list[Block]] = {}
+        for row in ROWS:
+            for trial in self.trials.get(row.name, ()):
+                out.setdefault(row.theirs, []).extend(trial.theirs)
+                out.setdefault(row.ours, []).append(trial.ours)
+        return out
 
     def bars(self) -> list[Bar]:
         """Every row that was measured."""
@@ -89,10 +118,11 @@ class Measured:
         spread = {row.name: r for row in ROWS if (r := self.ratios(row)) is not None}
         return {
             "bars": [bar.to_json() for bar in bars],
-            "unit": "generated tokens per second over those of the other side in the same round; median over rounds",
+            "unit": "generated tokens per second over those of the other side right before, and right after where the "
+            f"bar is at most {AROUND:g}; median over rounds",
             "ratios": spread,
-            "tokens_per_second": {n: statistics.median(b.rate for b in blocks) for n, blocks in self.blocks.items()},
-            "blocks": {name: [asdict(b) for b in blocks] for name, blocks in self.blocks.items()},
+            "tokens_per_second": {n: statistics.median(b.rate for b in blocks) for n, blocks in self.blocks().items()},
+            "blocks": {name: [asdict(b) for b in blocks] for name, blocks in self.blocks().items()},
             "engines": {name: dict(facts) for name, facts in self.facts.items()},
             "model": self.model,
             "in_flight": self.in_flight,
@@ -119,33 +149,37 @@ def measure(
         card: the base model.
         adapters: PEFT folders to mix; without any, the rows on LoRA are left out.
         scratch: an empty folder for profiles and logs.
-        rounds: how often each side is measured.
+        rounds: how often each row is measured.
         in_flight: requests at once.
         prompt, tokens: of each request.
     """
     setups, works = plan(card, adapters, scratch, in_flight=in_flight, prompt=prompt, tokens=tokens, threads=threads)
-    blocks: dict[str, list[Block]] = {name: [] for name in works}
+    rows = [row for row in ROWS if {row.ours, row.theirs} <= set(works)]
+    trials: dict[str, list[Trial]] = {row.name: [] for row in rows}
     with contextlib.ExitStack() as stack:
         arms: dict[str, Arm] = {}
         for name, setup in setups.items():
             told(f"starting the engine: {name}")
             arms[name] = stack.enter_context(started(name, setup, scratch / "logs" / f"{name}.log"))
             arms[name].wait()
-        for name, (arm, work) in works.items():  # one each that does not count
+
+        def block(name: str) -> Block:
+            arm, work = works[name]
+            done = arms[arm].run(work)
+            check_steered(name, work, done)
+            return done
+
+        for name in works:  # one each that does not count
             told(f"warming up: {name}")
-            arms[arm].run(work)
+            block(name)
         for number in range(rounds):
-            order = list(works)
-            random.Random(number).shuffle(order)
-            for name in order:
-                arm, work = works[name]
-                block = arms[arm].run(work)
-                check_steered(name, work, block)
-                blocks[name].append(block)
-            rates = ", ".join(f"{name} {blocks[name][-1].rate:,.0f}" for name in works)
-            told(f"round {number + 1} of {rounds}, tokens/s: {rates}")
+            for row in random.Random(number).sample(rows, len(rows)):
+                theirs, ours, *after = map(block, row.order)
+                trials[row.name].append(Trial(ours, (theirs, *after)))
+            ratios = ", ".join(f"{row.name} {trials[row.name][-1].ratio:.2f}" for row in rows)
+            told(f"round {number + 1} of {rounds}: {ratios}")
         facts = {name: arm.facts for name, arm in arms.items()}
-    return Measured(card.name, in_flight, tokens, threads, {n: tuple(b) for n, b in blocks.items()}, facts)
+    return Measured(card.name, in_flight, tokens, threads, {n: tuple(t) for n, t in trials.items()}, facts)
 
 
 def plan(

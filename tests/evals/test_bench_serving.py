@@ -19,7 +19,7 @@ from trimtab.evals.bench.picture import steering_png, turns_png
 from trimtab.evals.bench.profiles import conditional, vectors
 from trimtab.evals.bench.soak import Soak, soak
 from trimtab.evals.bench.soak_tally import Case, Said, Soaked, Tally
-from trimtab.evals.bench.steering import ROWS, Measured, check_steered, plan
+from trimtab.evals.bench.steering import ROWS, Measured, Trial, check_steered, plan
 from trimtab.evals.bench.turns import Turn, Turns, converse, write_profiles
 from trimtab.models.card import find_model
 from trimtab.steering.asking import LIMITS, Asker
@@ -31,13 +31,16 @@ from trimtab.steering.vllm.launch import BLOCK_TOKENS
 HERE = importlib.util.find_spec("vllm") is not None
 
 
-def measured(**blocks: tuple[Block, ...]) -> Measured:
-    return Measured("m", 64, 8, 2, {name.replace("_", " "): found for name, found in blocks.items()}, {})
+def measured(**trials: tuple[Trial, ...]) -> Measured:
+    return Measured("m", 64, 8, 2, {name.replace("__", "."): found for name, found in trials.items()}, {})
 
 
 def test_a_row_is_the_median_of_ratios_within_a_round() -> None:
     fast, slow = Block(1.0, 100, 5), Block(2.0, 100)
-    found = measured(stock=(slow, fast, fast), hooks=(slow,) * 3, **{"64_profiles": (fast, fast, slow)})
+    found = measured(
+        steering__64_profiles=(Trial(fast, (slow, slow)), Trial(fast, (fast, fast)), Trial(slow, (slow, fast))),
+        steering__vs_hooks=(Trial(fast, (slow,)),) * 3,
+    )
     bars = {bar.name: bar for bar in found.bars()}
     assert set(bars) == {"steering.64_profiles", "steering.vs_hooks"}
     assert bars["steering.64_profiles"].value == 1.0
@@ -45,9 +48,15 @@ def test_a_row_is_the_median_of_ratios_within_a_round() -> None:
     assert bars["steering.vs_hooks"].value == 2.0
     assert not bars["steering.vs_hooks"].met
     document = found.to_json(found.bars())
-    assert document["ratios"]["steering.64_profiles"] == [2.0, 1.0, 0.5]
-    assert json.loads(json.dumps(document))["tokens_per_second"] == {"stock": 100, "hooks": 50, "64 profiles": 100}
+    assert document["ratios"]["steering.64_profiles"] == pytest.approx([2.0, 1.0, 50 / 75])
+    assert json.loads(json.dumps(document))["tokens_per_second"] == {"stock": 75, "hooks": 50, "64 profiles": 100}
     assert steering_png(found, found.bars()).startswith(b"\x89PNG")
+
+
+def test_where_the_bar_is_near_one_the_other_side_runs_before_and_after() -> None:
+    orders = {row.name: row.order for row in ROWS}
+    assert orders["steering.idle"] == ("stock", "plugin, unsteered", "stock")
+    assert orders["lora.vs_stock_lora"] == ("4 adapters, stock", "4 adapters")
 
 
 def test_a_side_that_did_not_steer_is_an_error() -> None:
@@ -95,7 +104,9 @@ def test_a_soak_keeps_answers_that_differ_and_counts_what_is_wrong() -> None:
     tally.swaps, tally.wrong, tally.lost = [0.02, 0.03, 0.5], ["x"], ["y"]
     found = Soaked("m", 1.0, tally, 3, 0.0)
     assert [bar.met for bar in found.bars()] == [True, False, False]
-    assert steering_png(measured(stock=(Block(1.0, 2),)), found.bars()).startswith(b"\x89PNG")
+    assert steering_png(measured(steering__idle=(Trial(Block(1.0, 2), (Block(1.0, 2),)),)), found.bars()).startswith(
+        b"\x89PNG"
+    )
     assert found.to_json()["swap_ms"] == {"n": 3, "median": 30.0, "p95": 30.0, "max": 500.0}
 
 
