@@ -19,6 +19,11 @@ from typing import Any
 
 from ...errors import EngineError
 
+KEPT = {"MALLOC_TRIM_THRESHOLD_": str(1 << 30), "MALLOC_MMAP_THRESHOLD_": str(1 << 30)}
+"""Lets glibc keep memory that was freed. Hugging Face's static cache allocates megabytes in every step and, by luck of
+the heap's layout, gets new pages from the kernel each time, at half the speed: no side is to depend on that. vLLM is as
+fast with it as without."""
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -147,6 +152,7 @@ def environment(setup: Setup) -> dict[str, str]:
     common = {
         "VLLM_LOGGING_LEVEL": "WARNING",
         "OMP_NUM_THREADS": str(setup.threads),
+        **KEPT,
     }
     if not setup.plugin:
         mine = ("TRIMTAB", "VLLM_PLUGINS")
