@@ -19,6 +19,7 @@ import socket
 import struct
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -53,7 +54,11 @@ def open_door(answer: Callable[..., dict[str, Any]]) -> str | None:
 
 def _serve(listener: socket.socket, answer: Callable[..., dict[str, Any]]) -> None:
     while True:
-        connection, _ = listener.accept()
+        try:
+            connection, _ = listener.accept()
+        except OSError:  # no descriptor left, perhaps; there may be one later
+            time.sleep(0.1)
+            continue
         try:
             with connection:
                 if _user(connection) == os.geteuid():
