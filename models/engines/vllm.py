@@ -5,16 +5,18 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
+import os
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
 from ...errors import BadInput, EngineUnavailable, NotFound, TrimtabError
 from ...home import home
 from ...steering.store import ProfileStore
-from ...steering.vllm.launch import server_arguments, server_environment
+from ...steering.vllm.launch import DEFAULT_ROWS, FULL_AFTER, ROWS_VARIABLE, server_arguments, server_environment
 from ..card import ModelCard
 from ..chat import ChatRequest, Delta, Reply, Sampling, user
 from ..registry import RunningServer, process_start, register, running_servers, unregister
@@ -82,19 +84,19 @@ def make_server(
     if port is None:
         port = free_port()
     require_port(host, port)
-    adapters, rank, terms, gated = needs(card, store)
+    room = needs(card, store)
     arguments = server_arguments(
         card.path,
         served_name=card.name,
         host=host,
         port=port,
         max_model_len=min(card.context or LONGEST_CONTEXT, LONGEST_CONTEXT),
-        max_loras=min(max(adapters, 4), MOST_ADAPTERS),
-        max_lora_rank=rank,
+        max_loras=min(max(room.adapters, 4), MOST_ADAPTERS),
+        max_lora_rank=room.rank,
         dtype="float32",
         compile=compile,
     )
-    environment = server_environment([root.resolve() for root in store.roots], None, terms, gates=gated)
+    environment = server_environment([root.resolve() for root in store.roots], None, room.terms, gates=room.gated)
     return Server(
         [sys.executable, *arguments],
         # A folder called `tools` or `models` where the user stands must not be imported by the server.
@@ -106,24 +108,49 @@ def make_server(
     )
 
 
-def needs(card: ModelCard, store: ProfileStore) -> tuple[int, int, int, bool]:
-    """How many different adapters the profiles for this model need, the largest rank among them, how many rank-1 terms
-    they all have at one layer, and whether any has a condition."""
+@dataclass(frozen=True)
+class Needs:
+    """Room that a server's profiles take.
+
+    Attributes:
+        adapters: how many different ones.
+        rank: the largest among them.
+        terms: rank-1 terms at the layer where each profile takes most, all together.
+        gated: whether any has a condition.
+    """
+
+    adapters: int = 0
+    rank: int = SMALLEST_RANK
+    terms: int = SPARE_TERMS
+    gated: bool = False
+
+
+def needs(card: ModelCard, store: ProfileStore) -> Needs:
+    """The room for the profiles that a server of this model makes live at start: those for which its bank has rows, in
+    the store's order. As the server does, this reads no more once profile after profile finds no row."""
     from ...steering.bank import terms_needed
     from ...steering.intervention import variants
     from ...steering.weights import merged_adapter
 
-    found, rank, terms, gated = set(), SMALLEST_RANK, 0, False
+    found, out, crowded = set(), Needs(), 0
+    free = int(os.environ.get(ROWS_VARIABLE, DEFAULT_ROWS)) - 1
     for profile in store.each():
         if isinstance(profile, BadInput) or profile.base_sha256 != card.sha256:
             continue
+        wanted = variants(profile.interventions)
+        if len(wanted.edits) > free:
+            crowded += 1
+            if crowded == FULL_AFTER:
+                break
+            continue
+        crowded, free = 0, free - len(wanted.edits)
+        out = replace(out, terms=out.terms + terms_needed(wanted), gated=out.gated or profile.gate is not None)
         merged = merged_adapter(profile, home() / "cache" / "adapters")
         if merged is not None:
             found.add(merged[1])
-            rank = max(rank, int(json.loads((merged[0] / "adapter_config.json").read_text())["r"]))
-        terms += terms_needed(variants(profile.interventions))
-        gated = gated or profile.gate is not None
-    return len(found), rank, terms + SPARE_TERMS, gated
+            rank = int(json.loads((merged[0] / "adapter_config.json").read_text())["r"])
+            out = replace(out, adapters=len(found), rank=max(out.rank, rank))
+    return out
 
 
 def describe(card: ModelCard, store: ProfileStore, server: Server) -> RunningServer:

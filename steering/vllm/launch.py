@@ -29,6 +29,9 @@ alike: one where all are, two where it tells prompt and answer apart."""
 
 DEFAULT_ROWS = 129
 
+FULL_AFTER = 32
+"""So many profiles in a row for which there is no room, and a start does not read the rest of the store."""
+
 GATES_VARIABLE = "TRIMTAB_BANK_GATES"
 """Set to 1, a server that compiles its layers has room for conditions, too; one that does not compile always has."""
 

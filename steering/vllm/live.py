@@ -7,13 +7,14 @@ of it holds or nothing: a step that fails takes back the ones before it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...errors import BadInput, EngineError, LimitExceeded, NotFound
+from ...errors import BadInput, EngineError, LimitExceeded, NotFound, TrimtabError
 from ...home import home
 from ..files import model_sha256
 from ..profile import Profile, load_profile
@@ -21,13 +22,11 @@ from ..store import ProfileStore, load_named, some
 from ..strength import at_strength
 from ..weights import merged_adapter, served_name
 from .ladder import Ladder
+from .launch import FULL_AFTER
 from .served import LiveProfile, ServedAdapter
 from .workers import Workers
 
 log = logging.getLogger("vllm.trimtab")
-
-FULL_AFTER = 32
-"""So many profiles in a row for which there is no room, and a start does not read the rest of the store."""
 
 
 class LiveProfiles:
@@ -229,6 +228,8 @@ class LiveProfiles:
         try:
             await self._workers.load(str(profile.directory.resolve()), own_sha256, strength)
         except BaseException:
+            with contextlib.suppress(TrimtabError):  # what one worker took, and another had no room for
+                await self._workers.ask("trimtab_unload", profile.sha256)
             await self._release_adapter(adapter)
             raise
         return LiveProfile(profile, adapter, own_sha256, strength)

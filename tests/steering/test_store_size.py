@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,19 +14,24 @@ import pytest
 import torch
 from trimtab.cli import main
 from trimtab.errors import BadInput, NotFound
+from trimtab.models.card import find_model
+from trimtab.models.engines.vllm import SPARE_TERMS, Needs, needs
 from trimtab.steering.document import Document
 from trimtab.steering.profile import Profile, save_profile
 from trimtab.steering.promotion import FOLDER
 from trimtab.steering.store import ProfileStore
+from trimtab.steering.vllm.launch import DEFAULT_ROWS, FULL_AFTER, ROWS_VARIABLE
 
 NAMES, VERSIONS = 9_000, 1_000
 Opened = Callable[[Path], list[str]]
 
 
-def _source(folder: Path) -> Profile:
-    entry = {"layer": 1, "file": "v.safetensors", "tensor": "v", "strength": 2.0, "tokens": "all"}
+ADD = {"layer": 1, "file": "v.safetensors", "tensor": "v", "strength": 2.0, "tokens": "all"}
+
+
+def _source(folder: Path, *entries: dict[str, Any]) -> Profile:
     data: dict[str, Any] = {"format": 1, "name": "source", "base": {"model": "m", "sha256": "a" * 64}}
-    document = Document.model_validate({**data, "interventions": [entry]})
+    document = Document.model_validate({**data, "interventions": list(entries) or [ADD]})
     return save_profile(folder, document, tensors={"v.safetensors": {"v": torch.ones(8)}})
 
 
@@ -88,6 +94,24 @@ def test_promoting_and_saving_read_that_one(store: ProfileStore, opened_below: O
     assert store.get("many").version == "7"
     store.remove(saved.id)
     assert len(store.ids()) == NAMES + VERSIONS
+
+
+def test_a_server_makes_room_for_what_it_makes_live(
+    tiny_model: Path, fill_store: Any, opened_below: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = replace(find_model(tiny_model), sha256="a" * 64)
+    ablated = {"kind": "ablate", "layer": 1, "file": "v.safetensors", "tensor": "v"}
+    source = _source(tmp_path / "source", ablated, {**ablated, "layer": 0}).directory
+    fill_store(tmp_path / "store", source, ((f"p{n:04d}", "1") for n in range(300)))
+    fill_store(tmp_path / "store", _source(tmp_path / "added").directory, [("a", "1")])
+    store = ProfileStore(tmp_path / "store")
+    opened_below(store.roots[0])
+    monkeypatch.setenv(ROWS_VARIABLE, "5")
+    assert needs(card, store) == Needs(terms=3 + SPARE_TERMS)
+    assert opened_below(store.roots[0]) == ["a@1", *(f"p{n:04d}@1" for n in range(3 + FULL_AFTER))]
+    assert needs(replace(card, sha256="b" * 64), store) == Needs()
+    monkeypatch.delenv(ROWS_VARIABLE)
+    assert needs(card, store).terms == DEFAULT_ROWS - 2 + SPARE_TERMS
 
 
 def test_all_of_it_is_never_in_memory(store: ProfileStore, opened_below: Opened) -> None:

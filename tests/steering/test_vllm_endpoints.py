@@ -36,7 +36,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 from trimtab.steering.vllm.endpoints import TrimtabMiddleware
-from trimtab.steering.vllm.live import FULL_AFTER
+from trimtab.steering.vllm.launch import FULL_AFTER
 
 WIDTH, LAYERS = 4, 3
 CHAT = "/v1/chat/completions"
@@ -50,16 +50,19 @@ class Engine:
         self.asked: dict[str, dict[str, Any]] = {}
         self.applied: dict[str, Any] = {}
         self.room = 99
+        self.other_rank_has_room = True
 
     async def collective_rpc(self, method: str, timeout: float, args: tuple[Any, ...]) -> list[dict[str, Any]]:
         if method == "trimtab_load":
+            full = {**LimitExceeded("the bank is full", where="bank", fix="Unload one").as_dict(), "status": 429}
             if len(self.live) >= self.room:
-                full = LimitExceeded("the bank is full", where="bank", fix="Unload one")
-                return [{"error": {**full.as_dict(), "status": 429}}]
+                return [{"error": full}]
             self.live.append(at_strength(load_profile(Path(args[0])), args[2]).sha256)
+            if not self.other_rank_has_room:
+                return [{}, {"error": full}]
         if method == "trimtab_door":
             return [{"address": None}]
-        if method == "trimtab_unload":
+        if method == "trimtab_unload" and args[0] in self.live:
             self.live.remove(args[0])
         if method == "trimtab_receipt":
             asked = self.asked.get(args[0])
@@ -565,6 +568,17 @@ def test_a_proof_that_takes_too_long_or_has_no_reference_is_an_error_and_leaves_
     assert (broken.status_code, "ok" in broken.json()) == (502, False), "and the one before is out of the way"
     assert "the reference ended with exit code 1" in broken.json()["error"]["message"]
     assert references() == []
+
+
+def test_what_one_rank_has_no_room_for_is_live_on_none(make: Callable[..., Bench]) -> None:
+    bench = make(live="terse")
+    with bench.client:
+        before = list(bench.engine.live)
+        bench.engine.other_rank_has_room = False
+        said = bench.client.post("/v1/trimtab/profiles/load", json={"name": "late"})
+        assert (said.status_code, bench.engine.live) == (429, before)
+        bench.engine.other_rank_has_room = True
+        assert bench.client.post("/v1/trimtab/profiles/load", json={"name": "late"}).status_code == 200
 
 
 def test_a_start_reads_the_profiles_that_are_asked_for(
