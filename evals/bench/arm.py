@@ -37,6 +37,7 @@ class Setup:
         adapters: PEFT folders that requests can name by number; LoRA is off without any.
         rows, terms: size of the bank.
         gates: whether compiled layers have room for conditions.
+        length: longest prompt and answer together, in tokens.
     """
 
     kind: str
@@ -50,6 +51,7 @@ class Setup:
     gates: bool = False
     in_flight: int = 64
     threads: int = 1
+    length: int = 512
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,18 @@ class Block:
     def rate(self) -> float:
         """Tokens per second."""
         return self.tokens / self.seconds
+
+    def after(self, first: Block) -> Block:
+        """What this block did after `first`, one of the same prompts with fewer tokens: decoding alone, where that made
+        one token for each. Raises EngineError when nothing is left."""
+        left = Block(self.seconds - first.seconds, self.tokens - first.tokens, self.steered)
+        if left.seconds <= 0 or left.tokens <= 0:
+            raise EngineError(
+                f"{self.tokens} tokens took {self.seconds:.2f} s and {first.tokens} took {first.seconds:.2f} s",
+                where="trimtab bench steering",
+                fix="Generate more tokens (--tokens), on a quieter machine",
+            )
+        return left
 
 
 @dataclass

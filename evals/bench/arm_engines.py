@@ -30,7 +30,12 @@ class VllmEngine:
         self._profiles = [sha256 for _, sha256 in setup.profiles]
         self._adapters = bool(setup.adapters)
         self._engine = Offline(
-            setup.model, plugin=setup.plugin, adapters=setup.adapters, rank=setup.rank, in_flight=setup.in_flight
+            setup.model,
+            plugin=setup.plugin,
+            adapters=setup.adapters,
+            rank=setup.rank,
+            in_flight=setup.in_flight,
+            length=setup.length,
         )
         for directory, sha256 in setup.profiles:
             self._engine.load(directory, sha256)

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from .bars import Bar
     from .soak_tally import Soaked
 
+SWAPPED_UNDER = 10_000
+"""Answers under load while profiles are swapped."""
+
 
 def add_commands(subparsers: Any) -> Any:
     """Add `bench` to the command line; returns where further benchmarks can be added."""
@@ -43,12 +46,12 @@ def add_commands(subparsers: Any) -> Any:
     steering.add_argument("--in-flight", type=positive, default=64, metavar="N", help="requests at once (default: 64)")
     steering.add_argument("--prompt", type=positive, default=32, metavar="N", help="tokens of a prompt (default: 32)")
     steering.add_argument("--tokens", type=positive, default=128, metavar="N", help="tokens generated (default: 128)")
+    steering.add_argument("--rows", metavar="A,B", help="only these rows, such as steering.idle,steering.vs_hooks")
     steering.add_argument(
         "--requests",
         type=int,
-        default=10_000,
         metavar="N",
-        help="answers under load while profiles are swapped; 0 leaves this part out (default: 10000)",
+        help="answers under load while profiles are swapped; 0 leaves this part out (default: 10000, with --rows 0)",
     )
     _shared(steering)
     _in_rounds(steering, 9)
@@ -159,6 +162,7 @@ def _steering(args: argparse.Namespace) -> int:
     need_png(args.plot, "--plot")
     require_vllm()
     card = find_model(args.model)
+    only = [name.strip() for name in (args.rows or "").split(",") if name.strip()]
     adapters = args.adapters
     if adapters is None:
         shipped = [PROFILES / f"{family}@1" / "adapter" for family in ("calc", "dates", "mail", "todos")]
@@ -173,9 +177,11 @@ def _steering(args: argparse.Namespace) -> int:
             prompt=args.prompt,
             tokens=args.tokens,
             threads=args.threads or os.cpu_count() or 1,
+            only=only,
         )
     bars = found.bars()
-    soaked = _soaked(args.model, requests=args.requests) if args.requests > 0 else None
+    requests = args.requests if args.requests is not None else (0 if only else SWAPPED_UNDER)
+    soaked = _soaked(args.model, requests=requests) if requests > 0 else None
     if soaked is not None:
         bars += soaked.bars()
     document = found.to_json(bars)

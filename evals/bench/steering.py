@@ -3,7 +3,8 @@
 Every side is an engine of its own (`arm.py`), all of them there at once. A row of the table is the ratio of two sides
 that ran one right after the other, the median over the rounds; where the bar is near 1, the other side runs before and
 after, so that a machine that gets slower or faster meanwhile does not show. Prompts are random and as many tokens are
-generated for each, whatever they are, so all sides do the same work.
+generated for each, whatever they are, so all sides do the same work. Against Hugging Face it is decoding that is
+compared: what the same prompts take with one token each is taken off.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ...errors import BadInput, EngineError, NotFound
 from ...models.card import ModelCard
 from .arm import Arm, Block, Setup, Work, started
 from .bars import Bar
@@ -28,6 +30,8 @@ GATED = 8
 """Profiles with a condition and terms."""
 RANK = 4
 """Rank-1 terms of each of these at each layer."""
+SHORTEST = 512
+"""Tokens that an engine has room for in a request, or more where more are asked for."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +65,11 @@ ROWS = (
     Row("steering.gated_rank4", "conditions, rank 4", "stock", 0.80),
     Row("lora.vs_stock_lora", "4 adapters", "4 adapters, stock", 3.0),
     Row("lora.vs_stock_base", "4 adapters", "stock", 0.6),
-    Row("steering.vs_hooks", "64 profiles", "hooks", 3.0),
+    Row("steering.vs_hooks", "64 profiles, decoding", "hooks, decoding", 3.0),
 )
+
+DECODING = ("64 profiles, decoding", "hooks, decoding")
+"""Measurements that leave out reading the prompts."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,7 @@ class Measured:
 
     model: str
     in_flight: int
+    prompt: int
     tokens: int
     threads: int
     trials: Mapping[str, tuple[Trial, ...]]
@@ -119,13 +127,14 @@ class Measured:
         return {
             "bars": [bar.to_json() for bar in bars],
             "unit": "generated tokens per second over those of the other side right before, and right after where the "
-            f"bar is at most {AROUND:g}; median over rounds",
+            f"bar is at most {AROUND:g}; median over rounds; reading prompts counts, but where a side is decoding",
             "ratios": spread,
             "tokens_per_second": {n: statistics.median(b.rate for b in blocks) for n, blocks in self.blocks().items()},
             "blocks": {name: [asdict(b) for b in blocks] for name, blocks in self.blocks().items()},
             "engines": {name: dict(facts) for name, facts in self.facts.items()},
             "model": self.model,
             "in_flight": self.in_flight,
+            "prompt": self.prompt,
             "tokens": self.tokens,
             "threads": self.threads,
         }
@@ -141,9 +150,10 @@ def measure(
     prompt: int,
     tokens: int,
     threads: int,
+    only: Sequence[str] = (),
     told: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
 ) -> Measured:
-    """Start every engine, and let them take turns.
+    """Start every engine that is needed, and let them take turns.
 
     Args:
         card: the base model.
@@ -152,9 +162,24 @@ def measure(
         rounds: how often each row is measured.
         in_flight: requests at once.
         prompt, tokens: of each request.
+        only: the rows' names; all by default.
+
+    Raises:
+        NotFound: there is no such row, or it needs adapters and there are none.
+        BadInput: the model does not read so many tokens, or so few leave nothing to decode.
     """
+    if card.context is not None and prompt + tokens > card.context:
+        raise BadInput(
+            f"{prompt} + {tokens} tokens are more than the {card.context} that {card.name} reads",
+            where="--prompt, --tokens",
+            fix="Ask for fewer",
+        )
     setups, works = plan(card, adapters, scratch, in_flight=in_flight, prompt=prompt, tokens=tokens, threads=threads)
-    rows = [row for row in ROWS if {row.ours, row.theirs} <= set(works)]
+    rows = _rows(works, only)
+    works = {name: works[name] for name in works if any(name in row.order for row in rows)}
+    setups = {name: setup for name, setup in setups.items() if any(name == arm for arm, _ in works.values())}
+    if tokens < 2 and any(name in works for name in DECODING):
+        raise BadInput("one token leaves nothing to decode", where="--tokens", fix="Give at least 2")
     trials: dict[str, list[Trial]] = {row.name: [] for row in rows}
     with contextlib.ExitStack() as stack:
         arms: dict[str, Arm] = {}
@@ -167,7 +192,7 @@ def measure(
             arm, work = works[name]
             done = arms[arm].run(work)
             check_steered(name, work, done)
-            return done
+            return done.after(arms[arm].run(replace(work, tokens=1))) if name in DECODING else done
 
         for name in works:  # one each that does not count
             told(f"warming up: {name}")
@@ -179,7 +204,17 @@ def measure(
             ratios = ", ".join(f"{row.name} {trials[row.name][-1].ratio:.2f}" for row in rows)
             told(f"round {number + 1} of {rounds}: {ratios}")
         facts = {name: arm.facts for name, arm in arms.items()}
-    return Measured(card.name, in_flight, tokens, threads, {n: tuple(t) for n, t in trials.items()}, facts)
+    return Measured(card.name, in_flight, prompt, tokens, threads, {n: tuple(t) for n, t in trials.items()}, facts)
+
+
+def _rows(works: Mapping[str, Any], only: Sequence[str]) -> list[Row]:
+    """The rows to measure, of those whose measurements there are."""
+    there = {row.name: row for row in ROWS if {row.ours, row.theirs} <= set(works)}
+    missing = [name for name in only if name not in there]
+    if missing:
+        why = "needs adapters" if missing[0] in {row.name for row in ROWS} else "is no row"
+        raise NotFound(f"{missing[0]!r} {why}", where="--rows", fix=f"Known: {', '.join(there)}")
+    return [row for name, row in there.items() if not only or name in only]
 
 
 def plan(
@@ -188,7 +223,8 @@ def plan(
     """The engines by name, and what is measured: name -> (engine, block)."""
     many = vectors(card, MANY, scratch / "vectors")
     gated = conditional(card, GATED, RANK, scratch / "gated")
-    stock = Setup("vllm", str(card.path), in_flight=in_flight, threads=threads)
+    length = max(SHORTEST, prompt + tokens)
+    stock = Setup("vllm", str(card.path), in_flight=in_flight, threads=threads, length=length)
     setups = {
         "stock": stock,
         "vectors": replace(stock, plugin=True, profiles=many, rows=MANY + 1),
@@ -207,7 +243,8 @@ def plan(
         "stock, 256 requests": ("stock", work([None] * MANY)),
         "256 profiles": ("vectors", work(range(MANY))),
         "conditions, rank 4": ("conditions", work([i % GATED for i in range(in_flight)])),
-        "hooks": ("hooks", work([0] * in_flight)),
+        "64 profiles, decoding": ("vectors", work([i % 64 for i in range(in_flight)])),
+        "hooks, decoding": ("hooks", work([0] * in_flight)),
     }
     if adapters:
         folders = tuple(str(folder) for folder in adapters)
@@ -221,8 +258,6 @@ def plan(
 
 def check_steered(name: str, work: Work, block: Block) -> None:
     """Raises EngineError when steering was asked for and did not act: its speed would say nothing."""
-    from ...errors import EngineError
-
     asked = sum(profile is not None for profile in work.profiles)
     if asked and block.steered == 0:
         raise EngineError("profiles were asked for and no token was steered", where=name)

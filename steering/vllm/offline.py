@@ -36,10 +36,18 @@ class Offline:
         adapters: PEFT folders that requests can name by number; LoRA is off without any.
         rank: their highest rank.
         in_flight: requests at once at most.
+        length: longest prompt and answer together, in tokens.
     """
 
     def __init__(
-        self, model: str, *, plugin: bool, adapters: Sequence[str] = (), rank: int = 16, in_flight: int = 64
+        self,
+        model: str,
+        *,
+        plugin: bool,
+        adapters: Sequence[str] = (),
+        rank: int = 16,
+        in_flight: int = 64,
+        length: int = 512,
     ) -> None:
         from vllm import LLM
 
@@ -52,7 +60,7 @@ class Offline:
         self._llm = LLM(
             model=model,
             dtype="float32",
-            max_model_len=512,
+            max_model_len=length,
             max_num_seqs=in_flight,
             block_size=32,
             enable_prefix_caching=False,

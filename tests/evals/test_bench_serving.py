@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
+from trimtab.cli import main
 from trimtab.errors import EngineError
 from trimtab.evals.bench.arm import Block, Setup, Work, environment, started
 from trimtab.evals.bench.picture import steering_png, turns_png
@@ -32,7 +33,7 @@ HERE = importlib.util.find_spec("vllm") is not None
 
 
 def measured(**trials: tuple[Trial, ...]) -> Measured:
-    return Measured("m", 64, 8, 2, {name.replace("__", "."): found for name, found in trials.items()}, {})
+    return Measured("m", 64, 4, 8, 2, {name.replace("__", "."): found for name, found in trials.items()}, {})
 
 
 def test_a_row_is_the_median_of_ratios_within_a_round() -> None:
@@ -49,7 +50,12 @@ def test_a_row_is_the_median_of_ratios_within_a_round() -> None:
     assert not bars["steering.vs_hooks"].met
     document = found.to_json(found.bars())
     assert document["ratios"]["steering.64_profiles"] == pytest.approx([2.0, 1.0, 50 / 75])
-    assert json.loads(json.dumps(document))["tokens_per_second"] == {"stock": 75, "hooks": 50, "64 profiles": 100}
+    assert json.loads(json.dumps(document))["tokens_per_second"] == {
+        "stock": 75,
+        "64 profiles": 100,
+        "hooks, decoding": 50,
+        "64 profiles, decoding": 100,
+    }
     assert steering_png(found, found.bars()).startswith(b"\x89PNG")
 
 
@@ -57,6 +63,27 @@ def test_where_the_bar_is_near_one_the_other_side_runs_before_and_after() -> Non
     orders = {row.name: row.order for row in ROWS}
     assert orders["steering.idle"] == ("stock", "plugin, unsteered", "stock")
     assert orders["lora.vs_stock_lora"] == ("4 adapters, stock", "4 adapters")
+
+
+def test_decoding_is_what_is_left_without_the_prompts() -> None:
+    left = Block(3.0, 96, 90).after(Block(1.0, 32))
+    assert (left.rate, left.steered) == (32.0, 90)
+    for first in (Block(3.0, 32), Block(1.0, 96)):
+        with pytest.raises(EngineError, match="Generate more tokens"):
+            Block(3.0, 96).after(first)
+
+
+@pytest.mark.skipif(not HERE, reason="vLLM is not installed")
+def test_rows_can_be_chosen(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = ["bench", "steering", "--model", str(tiny_model)]
+    assert main([*model, "--rows", "steering.nothing"]) == 2
+    assert "Known: steering.64_profiles" in capsys.readouterr().err
+    assert main([*model, "--rows", "lora.vs_stock_base"]) == 2
+    assert "needs adapters" in capsys.readouterr().err
+    assert main([*model, "--rows", "steering.vs_hooks", "--tokens", "1"]) == 2
+    assert "nothing to decode" in capsys.readouterr().err
+    assert main([*model, "--prompt", "9999999"]) == 2
+    assert "Ask for fewer" in capsys.readouterr().err
 
 
 def test_a_side_that_did_not_steer_is_an_error() -> None:
@@ -73,6 +100,8 @@ def test_every_row_is_measured_and_stock_has_no_plugin(tiny_model: Path, tmp_pat
     setups, works = plan(card, [tmp_path / "a"], tmp_path, in_flight=3, prompt=4, tokens=5, threads=1)
     assert {side for row in ROWS for side in (row.ours, row.theirs)} == set(works)
     assert {arm for arm, _ in works.values()} == set(setups)
+    assert {setup.length for setup in setups.values()} == {512}
+    assert plan(card, [], tmp_path / "long", in_flight=3, prompt=600, tokens=5, threads=1)[0]["hooks"].length == 605
     for name, (arm, work) in works.items():
         assert not (set(work.profiles) - {None} and not setups[arm].profiles), name
         assert (work.prompt, work.tokens) == (4, 5)
