@@ -9,7 +9,8 @@ one signature line each, not as JSON schema: a fifth of the tokens for the same 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,34 @@ CHAT_TEMPLATE = r"""
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ "<|im_start|>assistant\n" }}{%- endif -%}
 """.lstrip()
+
+
+def turns(messages: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, bool]]:
+    """The turns after the opening as `CHAT_TEMPLATE` writes them, up to the end of the last reply: text, and whether it
+    is a reply. Many times as fast as the template, for the documents of a corpus."""
+    read = ""
+    for i, m in enumerate(messages):
+        role = m["role"]
+        if role == "system":
+            continue
+        if role == "tool":
+            read += "" if i and messages[i - 1]["role"] == "tool" else "<|im_start|>user"
+            read += f"\n<tool_response>\n{m['content']}\n</tool_response>"
+            read += "" if i + 1 < len(messages) and messages[i + 1]["role"] == "tool" else "<|im_end|>\n"
+        elif role == "assistant":
+            said = m.get("content") or ""
+            for n, call in enumerate(m.get("tool_calls") or ()):
+                function = call.get("function", call)
+                arguments = function["arguments"]
+                if not isinstance(arguments, str):
+                    arguments = json.dumps(arguments, ensure_ascii=False)
+                said += "\n" if n or m.get("content") else ""
+                said += f'<tool_call>\n{{"name": "{function["name"]}", "arguments": {arguments}}}\n</tool_call>'
+            yield f"{read}<|im_start|>assistant\n", False
+            yield f"{said}<|im_end|>", True
+            read = "\n"
+        else:
+            read += f"<|im_start|>{role}\n{m['content']}<|im_end|>\n"
 
 
 SPLIT = r" ?\p{Lu}?[^\P{L}\p{Lu}]+| ?\p{Lu}+(?![^\P{L}\p{Lu}])| ?\p{N}| ?[^\s\p{L}\p{N}]|\s"

@@ -37,6 +37,7 @@ class Run:
     Attributes:
         tensors: its weights, under PEFT's names.
         held_loss: on held-out conversations, nats; None without any.
+        held_call_loss: the same of the calls in them alone; None without any.
         calls: what it calls first in each of them; None where it was not asked.
     """
 
@@ -44,6 +45,7 @@ class Run:
     curve: list[Point]
     tensors: dict[str, torch.Tensor]
     held_loss: float | None
+    held_call_loss: float | None
     calls: list[Calls] | None
 
 
@@ -111,6 +113,7 @@ def runs(
         FailedRun: the run failed from `SEEDS` seeds in a row.
     """
     rows = packed(tokenizer, held, recipe.length)
+    call_rows = packed(tokenizer, held, recipe.length, calls_only=True)
     good: list[Run] = []
     failed: list[dict[str, Any]] = []
     in_a_row = 0
@@ -138,7 +141,7 @@ def runs(
             if parameter.requires_grad
         }
         said = [calls_in(text) for text in replies(tuned, tokenizer, held.documents)] if count > 1 else None
-        good.append(Run(seed, curve, tensors, held_loss(tuned, rows), said))
+        good.append(Run(seed, curve, tensors, held_loss(tuned, rows), held_loss(tuned, call_rows), said))
     return good, failed
 
 
@@ -154,9 +157,15 @@ def scores(trained: list[Run], held: Held) -> dict[str, Any]:
     return {
         "held_out": held.source,
         "held_loss": _rounded(trained[0].held_loss),
+        "held_call_loss": _rounded(trained[0].held_call_loss),
         "first_calls": _rounded(exact_share(said[0], held.documents) if said else None),
         "seeds": [
-            {"seed": run.seed, "held_loss": _rounded(run.held_loss), "final_loss": final_loss(run.curve)}
+            {
+                "seed": run.seed,
+                "held_loss": _rounded(run.held_loss),
+                "held_call_loss": _rounded(run.held_call_loss),
+                "final_loss": final_loss(run.curve),
+            }
             for run in trained
         ],
         "held_loss_mean": _rounded(statistics.fmean(losses) if losses else None),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import collections
 import multiprocessing
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import fields
@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from .again import in_order
 from .data import Rows
 from .recipe import Recipe
 
@@ -69,8 +70,6 @@ def made_by_processes(
     """
     from .base import chunk_steps
 
-    size = chunk_steps(recipe)
-
     def batches(start: int) -> Generator[Rows, None, None]:
         # Started anew, not forked: this process has threads, and perhaps a GPU.
         pool = ProcessPoolExecutor(
@@ -79,16 +78,18 @@ def made_by_processes(
             initializer=_start,
             initargs=(recipe, tokenizer_home, fresh),
         )
-        numbers = count(start // size)
-        made: collections.deque[Future[list[Rows]]] = collections.deque()
-        skip = start % size
-        try:
+
+        def chunks(first: int) -> Iterator[list[Rows]]:
+            numbers = count(first)
+            made: collections.deque[Future[list[Rows]]] = collections.deque()
             while True:
                 while len(made) < WAITING * processes:
                     made.append(pool.submit(_make, next(numbers)))
-                chunk = made.popleft().result()
-                yield from map(_wide, chunk[skip:])
-                skip = 0
+                yield made.popleft().result()
+
+        try:
+            order = in_order(chunks, chunk_steps(recipe), start, repeat=recipe.repeat, seed=recipe.seed)
+            yield from map(_wide, order)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 

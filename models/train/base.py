@@ -16,6 +16,7 @@ from ...errors import BadInput
 from ...home import file_sha256, write_atomic
 from ..embedded import random_tools, words
 from ..embedded.template import SPECIAL, train_tokenizer
+from .again import in_order
 from .ahead import made_by_processes
 from .data import Encoder, Rows, data_hash, pack, to_rows
 from .held import held_loss, of_base, packed
@@ -77,12 +78,16 @@ def chunked(
     Args:
         documents: the number of a chunk -> its documents, endless and always the same for the same number.
     """
-    size = chunk_steps(recipe)
+    made = chunk_of(recipe, tokenizer, documents)
 
     def batches(start: int) -> Iterator[Rows]:
-        made = chunk_of(recipe, tokenizer, documents)
-        for chunk in itertools.count(start // size):
-            yield from itertools.islice(made(chunk), max(0, start - chunk * size), None)
+        return in_order(
+            lambda first: (made(chunk) for chunk in itertools.count(first)),
+            chunk_steps(recipe),
+            start,
+            repeat=recipe.repeat,
+            seed=recipe.seed,
+        )
 
     return batches
 
@@ -97,7 +102,7 @@ def corpus(recipe: Recipe, world: World, *, fresh: bool = True) -> Callable[[int
 
     def documents(chunk: int) -> Iterator[dict[str, Any]]:
         seed = recipe.seed * 1_000_003 + chunk
-        if chunk * chunk_steps(recipe) < recipe.made_up:
+        if chunk * chunk_steps(recipe) * recipe.repeat < recipe.made_up:
             return random_tools.documents(seed, copy_share=0.4 if fresh and chunk < COPY_FIRST else 0.04)
         return base_documents(seed, world, made_up=recipe.made_up_share)
 
@@ -249,9 +254,12 @@ def train_base(
             report=report,
         )
         recipe = of_steps(recipe, curve[-1].step)
-        sample = list(itertools.islice(documents(recipe.steps // chunk_steps(recipe)), 500))
+        sample = list(itertools.islice(documents(recipe.steps // (chunk_steps(recipe) * recipe.repeat)), 500))
         held = of_base(world)
-    loss = held_loss(model, packed(tokenizer, held, recipe.length))
+    losses = {
+        name: held_loss(model, packed(tokenizer, held, recipe.length, calls_only=calls_only))
+        for name, calls_only in (("held_loss", False), ("held_call_loss", True))
+    }
     model.to("cpu")
     write_model(model, tokenizer_home, directory)
     card = {
@@ -266,7 +274,10 @@ def train_base(
         "device": device_name(device),
         "seconds": round(curve[-1].seconds),
         "final_loss": round(sum(p.loss for p in curve[-5:]) / len(curve[-5:]), 4),
-        "scores": {"held_out": held.source, "held_loss": None if loss is None else round(loss, 5)},
+        "scores": {
+            "held_out": held.source,
+            **{name: None if loss is None else round(loss, 5) for name, loss in losses.items()},
+        },
     }
     if before is not None:
         card["before"] = before

@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...errors import BadInput
-from ..embedded.template import CHAT_TEMPLATE
+from ..embedded.template import CHAT_TEMPLATE, turns
 
 IGNORE = -100
-MARK, REPLY, END = "<|im_", "<|im_start|>assistant\n", "<|im_end|>"
-"""In the embedded models' template: how its marks begin, and what stands before and after a reply."""
+MARK, CALL = "<|im_", "<tool_call>"
+"""In the embedded models' template: how its marks begin, and what stands before a call."""
 
 
 @dataclass(frozen=True)
@@ -83,13 +83,17 @@ class Encoder:
 
     The template says what the model reads; the assistant's turns are learned. The opening is rendered once for
     conversations that follow one another with the same one.
+
+    Args:
+        calls_only: let nothing count but replies with calls.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, *, calls_only: bool = False) -> None:
         self._tokenizer = tokenizer
+        self._calls_only = calls_only
         # The embedded models' template only appends, whatever the turns: it need not be asked turn by turn.
         self._appends = (tokenizer.chat_template or "").strip() == CHAT_TEMPLATE.strip()
-        self._key: str | None = None
+        self._key: tuple[Any, Any] | None = None
         self._opening: tuple[str, tuple[int, ...]] | None = None
 
     def __call__(self, document: Mapping[str, Any]) -> Example:
@@ -101,9 +105,8 @@ class Encoder:
         messages = [_with_objects(m) for m in document["messages"]]
         tools = list(document.get("tools") or []) or None
         head = list(itertools.takewhile(lambda m: m["role"] == "system", messages))
-        key = json.dumps([head, tools])
-        if key != self._key:
-            self._key, self._opening = key, self._open(messages, head, tools)
+        if (head, tools) != self._key:
+            self._key, self._opening = (head, tools), self._open(messages, head, tools)
         if self._opening is not None:
             _, ids = self._opening
             rest, learn = self._turns(messages[len(head) :], None)
@@ -134,22 +137,20 @@ class Encoder:
     def _turns(self, messages: list[dict[str, Any]], tools: Any) -> tuple[tuple[int, ...], tuple[bool, ...]]:
         ids: list[int] = []
         learn: list[bool] = []
-        for text, learned in self._spans(messages, tools):
-            piece = self._tokenizer(text, add_special_tokens=False).input_ids
+        spans = list(self._spans(messages, tools))
+        pieces = self._tokenizer([text for text, _ in spans], add_special_tokens=False).input_ids if spans else []
+        for piece, (_, learned) in zip(pieces, spans, strict=True):
             ids.extend(piece)
             learn.extend([learned] * len(piece))
         return tuple(ids), tuple(learn)
 
     def _spans(self, messages: list[dict[str, Any]], tools: Any) -> Iterator[tuple[str, bool]]:
         """The text up to the end of the last assistant turn, in pieces, and whether each is learned."""
-        # Content that spells the template's own marks is left to the slow way.
-        if self._appends and MARK not in json.dumps([messages, tools]):
-            read, *replies = self._render(messages, tools).split(REPLY)
-            for reply in replies:
-                learned, end, rest = reply.partition(END)
-                yield read + REPLY, False
-                yield learned + end, True
-                read = rest
+        # Content that spells the template's own marks is left to the slow way, and so is an opening.
+        opens = bool(tools) or any(m["role"] == "system" for m in messages[:1])
+        if self._appends and not opens and MARK not in json.dumps(messages):
+            for text, learned in turns(messages):
+                yield text, learned and (not self._calls_only or CALL in text)
             return
         done = ""
         for i, message in enumerate(messages):
@@ -159,7 +160,8 @@ class Encoder:
             whole = self._render(messages[: i + 1], tools)
             end = self._tokenizer.eos_token
             stop = whole.rfind(end) + len(end) if end and end in whole[len(asked) :] else len(whole)
-            for text, learn in ((asked, False), (whole[:stop], True)):
+            counts = not self._calls_only or bool(message.get("tool_calls"))
+            for text, learn in ((asked, False), (whole[:stop], counts)):
                 if not text.startswith(done):
                     raise BadInput("the chat template rewrites earlier turns", fix="use a template that only appends")
                 yield text[len(done) :], learn

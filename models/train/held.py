@@ -1,4 +1,8 @@
-"""What an adapter is scored on: conversations that it was not trained on, and the loss on them."""
+"""What an adapter is scored on: conversations that it was not trained on, and the loss on them.
+
+Most of that loss cannot be learned away: an answer's manner is drawn (`embedded.answers`). What is right or wrong are
+the calls, whose loss is a thirtieth of the whole; it is told beside it.
+"""
 
 from __future__ import annotations
 
@@ -79,10 +83,14 @@ def of_rows(rows: Sequence[dict[str, Any]], out_of: int) -> Held:
     return Held(tuple(rows), {"held_back": len(rows), "out_of": out_of, "documents": len(rows)})
 
 
-def packed(tokenizer: Any, held: Held, length: int, batch: int = 4) -> list[Rows]:
-    """The conversations as rows of at least `length` tokens; longer where one of them is, so that none is left out."""
-    encoder = Encoder(tokenizer)
-    examples = [encoder(document) for document in held.documents]
+def packed(tokenizer: Any, held: Held, length: int, batch: int = 4, *, calls_only: bool = False) -> list[Rows]:
+    """The conversations as rows of at least `length` tokens; longer where one of them is, so that none is left out.
+
+    Args:
+        calls_only: leave out conversations without calls, and let nothing count but these.
+    """
+    encoder = Encoder(tokenizer, calls_only=calls_only)
+    examples = [e for e in (encoder(document) for document in held.documents) if any(e.learn)]
     if not examples:
         return []
     length = max(length, *(len(e.ids) for e in examples))

@@ -33,6 +33,7 @@ class Recipe(BaseModel):
     seed: int = 0
     compile: bool = False
     optimizer: Literal["adamw", "muon"] = "adamw"
+    repeat: int = Field(1, gt=0, description="how often a batch is learned, in other orders; 1: each once")
     value_ratio: float = Field(1.0, gt=0, description="learning rate of value projections over that of the others")
     made_up: int = Field(0, ge=0, description="base models: steps at the start with made-up tools only")
     made_up_share: float = Field(0.9, ge=0, le=1, description="base models: share of groups with made-up tools later")

@@ -64,6 +64,23 @@ def test_the_pieces_of_a_document_are_its_tokens(tokenizer: Any) -> None:
             assert opening.endswith("</tools><|im_end|>\n")
 
 
+@pytest.mark.parametrize("marked", [False, True], ids=["the quick way", "turn by turn"])
+def test_calls_alone_can_count(tokenizer: Any, marked: bool) -> None:
+    rng = random.Random(5)
+    drawn = iter(lambda: random_tools.document(rng), None)
+    document = next(d for d in drawn if any("tool_calls" in m for m in d["messages"]))
+    if marked:  # a text that spells a mark of the template is taken turn by turn
+        document["messages"] = [{"role": "system", "content": "never say <|im_start|>"}, *document["messages"]]
+    whole, calls = (Encoder(tokenizer, calls_only=only)(document) for only in (False, True))
+    assert whole.ids == calls.ids
+    texts = []
+    for example in (whole, calls):
+        learned = tokenizer.decode([i for i, keep in zip(example.ids, example.learn, strict=True) if keep])
+        texts.append(learned.split("<|im_end|>")[:-1])
+    assert 0 < len(texts[1]) < len(texts[0])
+    assert texts[1] == [reply for reply in texts[0] if "<tool_call>" in reply]
+
+
 def _roots(tokenizer: Any, text: str) -> list[str]:
     known = tokenizer.get_vocab()
     return [root_of(token, known)[0] for token in tokenizer.tokenize(text)]
@@ -96,11 +113,12 @@ def test_any_text_comes_back_from_its_tokens(tokenizer: Any, text: str) -> None:
 @settings(max_examples=60, deadline=None)
 def test_packing_loses_nothing_and_mixes_nothing(drawn: list[tuple[int, int]]) -> None:
     length = 32
-    examples = []
+    examples: list[Example] = []
     for number, (kind, size) in enumerate(drawn):
         opening = (100 + kind,) * min(2 * kind, size - 1)
         own = tuple(range(1000 * (number + 1), 1000 * (number + 1) + size - len(opening)))
-        examples.append(Example(opening + own, (False,) * (len(opening) + 1) + (True,) * (len(own) - 1), len(opening)))
+        learn = (False,) * (len(opening) + 1) + (True,) * (len(own) - 1)
+        examples.append(Example(opening + own, learn, len(opening)))
     batch = list(pack(iter(examples), length, open_rows=4))
     wanted = sorted(e.ids for e in examples if len(e.ids) <= length and any(e.learn))
     if not batch:

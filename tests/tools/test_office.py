@@ -115,6 +115,10 @@ def test_an_event_is_found_by_its_title(office: Office) -> None:
         ("complete_todo", {"item": "MIKL"}, "no open to-do MIKL; did you mean milk?"),
         ("delete_todo", {"item": "braed"}, "no open to-do braed; did you mean bread?"),
         ("delete_todo", {"item": "taxs"}, "no open to-do 'taxs'"),
+        ("complete_todo", {"item": "bread finished"}, "no open to-do bread finished; did you mean bread?"),
+        ("find_event", {"title": "the dentist"}, "no event named the dentist; did you mean dentist?"),
+        ("delete_todo", {"item": "milk and bread"}, "no open to-do 'milk and bread'"),
+        ("delete_todo", {"item": "milk bread"}, "no open to-do 'milk bread'"),
     ],
 )
 def test_a_slip_of_the_pen_is_told(office: Office, name: str, arguments: dict[str, str], says: str) -> None:

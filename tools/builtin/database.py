@@ -106,14 +106,29 @@ def _alike(one: str, other: str) -> float:
     return difflib.SequenceMatcher(None, one, other).ratio()
 
 
+def meant(wrong: str, known: Iterable[str]) -> str | None:
+    """The known text that is near, or the only one that is left of `wrong` without its first or its last word; or None.
+
+    A model that takes a request apart at the wrong place asks for one word too many: `watch pricey`, `got milk`.
+    """
+    texts = list(islice(known, COMPARED))
+    found = near(wrong, texts)
+    if found is not None:
+        return found
+    words = text(wrong).casefold().split(" ")
+    shorter = {" ".join(words[1:]), " ".join(words[:-1])} - {""}
+    left = [one for one in texts if text(one).casefold() in shorter]
+    return left[0] if len(left) == 1 else None
+
+
 def not_found(what: str, wrong: str, known: Iterable[str]) -> ToolFailure:
-    """The error for something that is not there: `no contact named 'Bob'`, or, where a known text is near,
+    """The error for something that is not there: `no contact named 'Bob'`, or, where a known text may be meant,
     `no contact named Ana Bker; did you mean Ana Baker?`.
 
     Args:
         what: what comes before the wrong text, such as `no contact named`.
     """
-    right = near(wrong, known)
+    right = meant(wrong, known)
     if right is None:
         return ToolFailure(f"{what} {short(wrong)}")
     return ToolFailure(f"{what} {text(wrong)}; did you mean {right}?")

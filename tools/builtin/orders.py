@@ -9,7 +9,7 @@ from typing import Any
 
 from ...errors import BadInput, ToolFailure
 from ..tool import Tool, tool
-from .database import connected, key, near, not_found, text
+from .database import connected, key, meant, not_found, text
 from .numbers import finite, tidy
 
 STATUSES = ("open", "shipped", "cancelled", "refunded")
@@ -28,7 +28,7 @@ def order_tools(database: Path) -> list[Tool]:
             query = "SELECT number, quantity, item, status FROM orders WHERE customer_key = ? ORDER BY number"
             rows = db.execute(query, (wanted,)).fetchall()
             known = [] if rows else [row[0] for row in db.execute("SELECT DISTINCT customer FROM orders")]
-        if near(customer, known) is not None:
+        if meant(customer, known) is not None:
             raise not_found("no orders of", customer, known)
         orders = [f"{number}: {quantity} {item}, {status}" for number, quantity, item, status in rows]
         shown: dict[str, Any] = {"orders": orders[-MOST_SHOWN:]}
