@@ -58,7 +58,7 @@ def add_train_commands(subparsers: Any) -> None:
     """Add `router` to `trimtab train`."""
     router = subparsers.add_parser("router", help="train the classifier that chooses a profile for a request")
     router.add_argument("--out", type=Path, metavar="DIR", help="where it goes (default: its place in the package)")
-    router.add_argument("--requests", type=int, default=6000, metavar="N", help="training requests (default: 6000)")
+    router.add_argument("--requests", type=int, default=24_000, metavar="N", help="training requests (default: 24000)")
     router.add_argument("--seed", type=int, default=0)
     router.add_argument("--json", action="store_true")
     router.set_defaults(handler=train_router)

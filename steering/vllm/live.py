@@ -223,7 +223,18 @@ class LiveProfiles:
             return rung
 
     async def _made(self, profile: Profile, own_sha256: str, strength: float = 1.0) -> LiveProfile:
-        """Put a profile's adapter into vLLM and its vectors into the banks: both, or neither."""
+        """Put a profile's adapter into vLLM and its vectors into the banks: both, or neither, also where whoever waits
+        is cancelled: what vLLM or a worker has begun to read it would else hold, and nobody would know of it."""
+        making = asyncio.ensure_future(self._make(profile, own_sha256, strength))
+        try:
+            return await asyncio.shield(making)
+        except asyncio.CancelledError:
+            made = (await asyncio.gather(making, return_exceptions=True))[0]
+            if isinstance(made, LiveProfile):
+                await self._gone(made)
+            raise
+
+    async def _make(self, profile: Profile, own_sha256: str, strength: float) -> LiveProfile:
         adapter = await self._take_adapter(profile)
         try:
             await self._workers.load(str(profile.directory.resolve()), own_sha256, strength)

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from trimtab.models.embedded import random_tools, words
 from trimtab.models.embedded.answers import AXES, detect
 from trimtab.models.embedded.corpus import axes_of, base_documents, family_group, foreign_request, open_world
 from trimtab.models.embedded.families import phrasings
-from trimtab.models.embedded.template import root_of
+from trimtab.models.embedded.template import root_of, turns
+from trimtab.models.train import again
 from trimtab.models.train.data import IGNORE, Encoder, Example, clumps, encode, pack, to_rows
 from trimtab.models.train.examples import fits, hold_back, read_examples
 from trimtab.tools.builtin import FAMILIES
@@ -79,6 +81,63 @@ def test_calls_alone_can_count(tokenizer: Any, marked: bool) -> None:
         texts.append(learned.split("<|im_end|>")[:-1])
     assert 0 < len(texts[1]) < len(texts[0])
     assert texts[1] == [reply for reply in texts[0] if "<tool_call>" in reply]
+
+
+TEXT = st.text(max_size=12)
+CALL = st.builds(
+    lambda name, arguments, wrapped: (
+        {"function": {"name": name, "arguments": arguments}} if wrapped else {"name": name, "arguments": arguments}
+    ),
+    TEXT,
+    st.one_of(TEXT, st.dictionaries(TEXT, st.one_of(TEXT, st.integers(), st.booleans(), st.lists(TEXT)), max_size=3)),
+    st.booleans(),
+)
+MESSAGE = st.one_of(
+    st.fixed_dictionaries({"role": st.sampled_from(["user", "tool"]), "content": TEXT}),
+    st.fixed_dictionaries(
+        {"role": st.just("assistant"), "content": st.one_of(st.none(), TEXT)},
+        optional={"tool_calls": st.lists(CALL, max_size=3)},
+    ),
+)
+
+
+@given(st.lists(MESSAGE, max_size=7))
+@settings(max_examples=200, deadline=None)
+def test_turns_are_what_the_template_writes(tokenizer: Any, messages: list[dict[str, Any]]) -> None:
+    spans = list(turns(messages))
+    whole: str = tokenizer.apply_chat_template(messages, tokenize=False) if messages else ""
+    written = "".join(text for text, _ in spans)
+    assert whole.startswith(written)
+    assert sum(reply for _, reply in spans) == sum(m["role"] == "assistant" for m in messages)
+    for text, reply in spans:
+        assert text.endswith("<|im_end|>" if reply else "<|im_start|>assistant\n")
+    rest = whole[len(written) :]
+    last = max((i for i, m in enumerate(messages) if m["role"] == "assistant"), default=-1)
+    after = messages[last + 1 :]
+    assert rest == ("\n" if spans else "") + (tokenizer.apply_chat_template(after, tokenize=False) if after else "")
+
+
+@given(st.integers(1, 3), st.integers(1, 4), st.integers(0, 40), st.integers(0, 5))
+@settings(max_examples=60, deadline=None)
+def test_batches_come_again_as_often_as_they_are_to_and_a_run_goes_on_where_it_was(
+    repeat: int, size: int, start: int, seed: int
+) -> None:
+    def chunks(first: int) -> Iterator[list[Any]]:
+        return ([(chunk, i) for i in range(size)] for chunk in itertools.count(first))
+
+    def order(at: int, count: int) -> list[Any]:
+        shown: Any = again.in_order(chunks, size, at, repeat=repeat, seed=seed)
+        return list(itertools.islice(shown, count))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(again, "SHELF", 3)
+        shelf = 3 * size
+        whole = order(0, 2 * shelf * repeat)
+        assert order(start, 20) == order(0, start + 20)[start:]
+        assert whole[:shelf] == [(chunk, i) for chunk in range(3) for i in range(size)]
+        for at in range(0, len(whole), shelf):
+            number = at // (shelf * repeat)
+            assert sorted(whole[at : at + shelf]) == [(3 * number + c, i) for c in range(3) for i in range(size)]
 
 
 def _roots(tokenizer: Any, text: str) -> list[str]:

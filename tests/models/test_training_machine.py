@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 from trimtab.cli import main
 from trimtab.models.embedded import MODELS, SMALL
 from trimtab.models.embedded.corpus import open_world
+from trimtab.models.train import again
 from trimtab.models.train.ahead import made_by_processes
 from trimtab.models.train.base import LARGE_BATCH, LARGE_CHUNK, chunked, corpus, train_base
 from trimtab.models.train.data import Rows
@@ -19,9 +20,12 @@ from trimtab.models.train.recipe import Recipe
 ENDLESS = Recipe(steps=10**6, batch=2, length=16, lr=1e-3, warmup=2, decay=500_000)
 
 
-def test_processes_make_the_same_batches_in_the_same_order() -> None:
+@pytest.mark.parametrize("repeat", [1, 2])
+def test_processes_make_the_same_batches_in_the_same_order(repeat: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(again, "SHELF", 1)
     tokenizer_home = MODELS / SMALL
-    recipe = ENDLESS.model_copy(update={"batch": LARGE_BATCH, "length": 512, "made_up": LARGE_CHUNK})
+    about = {"batch": LARGE_BATCH, "length": 512, "made_up": LARGE_CHUNK, "repeat": repeat}
+    recipe = ENDLESS.model_copy(update=about)
     start = LARGE_CHUNK + 3  # within the first chunk that has families
     theirs = made_by_processes(recipe, tokenizer_home, fresh=True, processes=2)(start)
     with open_world() as world:
