@@ -273,6 +273,7 @@ def train_base(
         "tokens": curve[-1].tokens,
         "device": device_name(device),
         "seconds": round(curve[-1].seconds),
+        "waited": round(curve[-1].waited),
         "final_loss": round(sum(p.loss for p in curve[-5:]) / len(curve[-5:]), 4),
         "scores": {
             "held_out": held.source,

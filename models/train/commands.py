@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from .recipe import Recipe
 
 RECIPES = Path(__file__).parent / "recipes"
+WAITS = 0.2
+"""Share of a run without data from which the progress tells it; `repeat` in the recipe then helps."""
 
 
 def add_commands(subparsers: Any) -> Any:
@@ -183,9 +185,11 @@ def _reporter(args: argparse.Namespace) -> Callable[[list[Point], float], None]:
 
     def report(curve: list[Point], left: float) -> None:
         point = curve[-1]
-        speed = point.tokens / max(point.seconds, 1e-9)
+        seconds = max(point.seconds, 1e-9)
+        waits = f"  {point.waited / seconds:.0%} of the time without data" if point.waited > WAITS * seconds else ""
         print(
-            f"step {point.step:>6}  loss {point.loss:.4f}  {speed:,.0f} tokens/s  {left / 60:.1f} min left",
+            f"step {point.step:>6}  loss {point.loss:.4f}  {point.tokens / seconds:,.0f} tokens/s"
+            f"  {left / 60:.1f} min left{waits}",
             file=sys.stderr,
             flush=True,
         )

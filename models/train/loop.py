@@ -30,13 +30,14 @@ from .variants import Variants
 @dataclass(frozen=True)
 class Point:
     """One point of the training curve. `loss` is the mean cross-entropy (nats) of learned tokens since the last
-    point."""
+    point; `seconds` are those of the run so far, `waited` those of them in which there was no batch to learn yet."""
 
     step: int
     loss: float
     learning_rate: float
     tokens: int
     seconds: float
+    waited: float = 0.0
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
@@ -130,8 +131,8 @@ def loss_of(
         return (_compiled_head_loss if compiled else head_loss)(learned, head, wanted)
 
 
-def _ahead(batches: Iterator[Rows], depth: int = 3) -> Iterator[Rows]:
-    """The same batches, made by a thread while the model computes."""
+def _ahead(batches: Iterator[Rows], depth: int = 3) -> Iterator[tuple[Rows, float]]:
+    """The same batches, made by a thread while the model computes, and the seconds for which each was waited for."""
     made: queue.Queue[Rows | BaseException | None] = queue.Queue(depth)
     stop = threading.Event()
 
@@ -152,10 +153,14 @@ def _ahead(batches: Iterator[Rows], depth: int = 3) -> Iterator[Rows]:
 
     threading.Thread(target=work, daemon=True).start()
     try:
-        while (item := made.get()) is not None:
+        while True:
+            asked = time.monotonic()
+            item = made.get()
+            if item is None:
+                return
             if isinstance(item, BaseException):
                 raise item
-            yield item
+            yield item, time.monotonic() - asked
     finally:
         stop.set()
 
@@ -336,11 +341,13 @@ def fit(
         model.train()
         tokens = curve[-1].tokens if curve else 0
         spent = curve[-1].seconds if curve else 0.0
+        waited = curve[-1].waited if curve else 0.0
         began = time.monotonic()
         recent: list[torch.Tensor] = []
         steep: list[torch.Tensor] = []
         losses, norms = [p.loss for p in curve], []
-        for step, rows in enumerate(_ahead(batches(start)) if start < recipe.steps else (), start):
+        for step, (rows, wait) in enumerate(_ahead(batches(start)) if start < recipe.steps else (), start):
+            waited += wait
             rate = learning_rate(recipe, step)
             for stepper in steppers:
                 for group in stepper.param_groups:
@@ -358,7 +365,7 @@ def fit(
                 # Read at points only: each reading waits for the device.
                 mean = _mean(recent)
                 seconds = spent + time.monotonic() - began
-                curve.append(Point(step + 1, mean, rate, tokens, seconds))
+                curve.append(Point(step + 1, mean, rate, tokens, seconds, waited))
                 losses.append(mean)
                 norms.append(_mean(steep))
                 recent, steep = [], []

@@ -167,6 +167,18 @@ def test_a_time_limit_chooses_the_steps_and_their_number_gives_the_same_run_agai
     assert [(p.step, p.loss) for p in again] == [(p.step, p.loss) for p in timed]
 
 
+def test_a_run_tells_how_long_it_waited_for_data() -> None:
+    def slow(start: int) -> Iterator[Rows]:
+        for rows in _batches(start):
+            time.sleep(0.05)
+            yield rows
+
+    last = fit(_tiny(), RECIPE, slow)[-1]
+    # However fast the steps are, that many batches are not made sooner; and some of the time goes into the steps.
+    assert last.seconds > 0.05 * (RECIPE.steps - 1)
+    assert 0 < last.waited < last.seconds
+
+
 def test_a_resumed_run_is_the_same_run(tmp_path: Path) -> None:
     whole = _tiny()
     fit(whole, RECIPE, _batches)
