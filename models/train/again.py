@@ -1,7 +1,7 @@
-"""The order in which the batches of an endless corpus are learned: each once, or several times, never close together.
+"""The order in which the batches of an endless corpus are learned: each once, or several times.
 
-A GPU learns faster than its machine's processors write documents. What has been learned up to three times before is
-worth nearly as much as what is new (arXiv 2305.16264, section 5), so the same batches can keep it busy.
+A GPU learns faster than its machine's processors write documents. Up to its fourth time, a text is worth nearly as much
+as a new one (arXiv 2305.16264, section 5), so the same batches can keep it busy.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from .data import Rows
 
 SHELF = 60
-"""Chunks that are kept until they have been learned often enough: what comes again comes in another order, some hundred
+"""Chunks that are kept until they have been learned often enough, and come again in other orders: mostly some hundred
 steps apart."""
 
 

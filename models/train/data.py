@@ -93,7 +93,7 @@ class Encoder:
         self._calls_only = calls_only
         # The embedded models' template only appends, whatever the turns: it need not be asked turn by turn.
         self._appends = (tokenizer.chat_template or "").strip() == CHAT_TEMPLATE.strip()
-        self._key: tuple[Any, Any] | None = None
+        self._key: str | None = None
         self._opening: tuple[str, tuple[int, ...]] | None = None
 
     def __call__(self, document: Mapping[str, Any]) -> Example:
@@ -105,8 +105,10 @@ class Encoder:
         messages = [_with_objects(m) for m in document["messages"]]
         tools = list(document.get("tools") or []) or None
         head = list(itertools.takewhile(lambda m: m["role"] == "system", messages))
-        if (head, tools) != self._key:
-            self._key, self._opening = (head, tools), self._open(messages, head, tools)
+        # Written out to compare them: to Python, 1 and true are equal.
+        key = json.dumps([head, tools])
+        if key != self._key:
+            self._key, self._opening = key, self._open(messages, head, tools)
         if self._opening is not None:
             _, ids = self._opening
             rest, learn = self._turns(messages[len(head) :], None)

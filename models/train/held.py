@@ -1,7 +1,7 @@
 """What an adapter is scored on: conversations that it was not trained on, and the loss on them.
 
 Most of that loss cannot be learned away: an answer's manner is drawn (`embedded.answers`). What is right or wrong are
-the calls, whose loss is a thirtieth of the whole; it is told beside it.
+the calls, whose loss is a few hundredths of the whole; it is told beside it.
 """
 
 from __future__ import annotations

@@ -21,16 +21,17 @@ outside vLLM's authentication, so a request without a valid key is passed on unt
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
 import uuid
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from ...errors import BadInput, NotFound, TrimtabError
+from ...errors import BadInput, Conflict, NotFound, TrimtabError
 from ..proof import Report
 from . import bodies
 from .launch import LIVE_VARIABLE, PROFILES_VARIABLE
@@ -39,6 +40,7 @@ from .proving import Prover
 from .routes import own_route
 from .served import LiveProfile
 
+T = TypeVar("T")
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -113,7 +115,8 @@ class TrimtabMiddleware:
             origin = f"{scope.get('scheme', 'http')}://{headers.get('host', 'localhost')}"
 
             def prove(entry: LiveProfile) -> Awaitable[Report]:
-                return self._prover.prove(live, entry, scope["app"], origin, headers.get("authorization"))
+                proof = self._prover.prove(live, entry, scope["app"], origin, headers.get("authorization"))
+                return _while_there(receive, proof)
 
             what = path.removeprefix(OWN)
             await _send_json(send, *await own_route(live, method, what, headers, lambda: _read(receive), prove))
@@ -325,6 +328,29 @@ async def _read(receive: Receive) -> bytes:
 
 def _request(raw: bytes) -> Message:
     return {"type": "http.request", "body": raw, "more_body": False}
+
+
+async def _while_there(receive: Receive, answer: Coroutine[Any, Any, T]) -> T:
+    """What `answer` gives; it is ended when the client, whose request has been read, hangs up.
+
+    Raises:
+        Conflict: the client is gone.
+    """
+
+    async def leave() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    working, leaving = asyncio.ensure_future(answer), asyncio.ensure_future(leave())
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise Conflict("given up: the client is gone")
+        return working.result()
+    finally:
+        for task in (working, leaving):
+            task.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
 
 
 def _replay(first: Message, receive: Receive) -> Receive:

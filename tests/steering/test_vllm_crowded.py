@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -214,6 +215,15 @@ def test_a_profile_is_proven_one_at_a_time_while_others_are_served(crowded: Crow
     assert ours["moved"] > 0.1
     assert ours["difference"] < report["tolerance"]
     assert not _references(crowded), "the reference ends with the proof"
+
+
+def test_a_proof_ends_when_whoever_asked_for_it_hangs_up(crowded: Crowded) -> None:
+    url, headers = f"{crowded.url}/v1/trimtab/profiles/w007/verify", {"x-trimtab-admin-key": KEY}
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(url, headers=headers, timeout=httpx.Timeout(60, read=0.5))
+    time.sleep(0.5)  # a proof takes longer than both: its reference is not even loaded
+    assert not _references(crowded)
+    assert crowded.verify("w007").status_code == 200
 
 
 def test_a_server_that_does_otherwise_is_found_out(crowded: Crowded) -> None:
