@@ -13,6 +13,7 @@ from ...arguments import above_zero, need_png, positive
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ..embedded.answers import Style
     from .held import Held
     from .loop import Point
     from .recipe import Recipe
@@ -63,6 +64,22 @@ def add_commands(subparsers: Any) -> Any:
     adapter.add_argument("--store", type=Path, help="profile store to save into (default: your own)")
     _common(adapter)
     adapter.set_defaults(handler=run_adapter)
+
+    scores = parts.add_parser(
+        "score",
+        help="compare adapters on conversations that they were not trained on",
+        description="The held-out loss of the base and of profiles' adapters, in all and in the calls alone.",
+    )
+    scores.add_argument("profiles", nargs="*", metavar="PROFILE", help="profiles with an adapter and nothing else")
+    _source(scores)
+    scores.add_argument("--base", default="trimtab-nano", help="base model: name or folder (default %(default)s)")
+    scores.add_argument(
+        "--conversations", type=positive, default=300, metavar="N", help="with --family: how many (default: 300)"
+    )
+    scores.add_argument("--store", type=Path, help="profile store to look in (default: your own and the shipped one)")
+    _device(scores)
+    scores.add_argument("--json", action="store_true", help="print one JSON document")
+    scores.set_defaults(handler=run_score)
 
     place = parts.add_parser(
         "place",
@@ -293,6 +310,24 @@ def run_adapter(args: argparse.Namespace) -> int:
     return 0
 
 
+def run_score(args: argparse.Namespace) -> int:
+    """`trimtab train score`."""
+    from contextlib import ExitStack
+
+    from ..card import find_model
+    from .score import adapter_of, score, table, to_json
+
+    base = find_model(args.base)
+    device = _machine(args)
+    profiles = [_store(args).get(name) for name in args.profiles]
+    adapters = [(profile.id, adapter_of(profile, base.path)) for profile in profiles]
+    with ExitStack() as stack:
+        held = _scored_on(args, base.path, stack)
+        found = score(base.path, base.name, adapters, held, device)
+    print(json.dumps(to_json(found, held), indent=2) if args.json else table(found, len(held.documents)))
+    return 0
+
+
 def run_place(args: argparse.Namespace) -> int:
     """`trimtab train place`."""
     from contextlib import ExitStack
@@ -382,23 +417,48 @@ def _conversations(args: argparse.Namespace, base: Path, recipe: Recipe, stack: 
     return repeated(learned, recipe.seed), source | {"sha256": data_hash(rows)}, of_rows(held, len(rows))
 
 
-def _family_source(family: str, style: str | None, seed: int, stack: Any) -> tuple[Any, dict[str, Any], Held]:
-    """The documents of a family's adapter, how the card names them, and its held-out conversations."""
+def _scored_on(args: argparse.Namespace, base: Path, stack: Any) -> Held:
+    """The conversations to score adapters on: of a family's test side, or all of a user's."""
+    from ...errors import BadInput
+    from ..embedded.corpus import open_world
+    from .examples import fits, read_examples
+    from .held import of_family, of_rows
+    from .score import LENGTH
+
+    if args.family:
+        style = _fixed_style(args.family, args.style)
+        return of_family(stack.enter_context(open_world()), args.family, style, args.conversations)
+    if args.style:
+        raise BadInput("--style goes with --family", where="--style")
+    from transformers import AutoTokenizer
+
+    rows = read_examples(args.data, fits(AutoTokenizer.from_pretrained(base), 4 * LENGTH))
+    return of_rows(rows, len(rows))
+
+
+def _fixed_style(family: str, style: str | None) -> Style | None:
+    """The style that `--style` names; None without one. Raises BadInput for an unknown family or word, too."""
     from ...errors import BadInput
     from ...tools.builtin import FAMILIES
     from ..embedded.answers import AXES, PLAIN, styled
-    from ..embedded.corpus import family_documents, open_world
-    from .held import of_family
 
     if family not in FAMILIES:
         raise BadInput(f"no family {family!r}", where="--family", fix=f"Known: {', '.join(FAMILIES)}")
-    fixed = None
-    if style is not None:
-        try:
-            fixed = styled([word.strip() for word in style.split(",")], PLAIN)
-        except KeyError as error:
-            known = ", ".join("|".join(sides) for sides in AXES.values())
-            raise BadInput(f"{error} is no side of a behaviour", where="--style", fix=f"Known: {known}") from None
+    if style is None:
+        return None
+    try:
+        return styled([word.strip() for word in style.split(",")], PLAIN)
+    except KeyError as error:
+        known = ", ".join("|".join(sides) for sides in AXES.values())
+        raise BadInput(f"{error} is no side of a behaviour", where="--style", fix=f"Known: {known}") from None
+
+
+def _family_source(family: str, style: str | None, seed: int, stack: Any) -> tuple[Any, dict[str, Any], Held]:
+    """The documents of a family's adapter, how the card names them, and its held-out conversations."""
+    from ..embedded.corpus import family_documents, open_world
+    from .held import of_family
+
+    fixed = _fixed_style(family, style)
     world = stack.enter_context(open_world())
     held = of_family(world, family, fixed)
 
