@@ -19,7 +19,7 @@ from ..card import weights_sha256
 from .base import chunked
 from .churn import Calls, calls_in, churn, exact_share, replies
 from .data import Rows, data_hash, encode
-from .held import Held, held_loss, packed
+from .held import Held, losses_on
 from .loop import Point, device_name, fit
 from .recipe import Recipe
 
@@ -112,8 +112,7 @@ def runs(
     Raises:
         FailedRun: the run failed from `SEEDS` seeds in a row.
     """
-    rows = packed(tokenizer, held, recipe.length)
-    call_rows = packed(tokenizer, held, recipe.length, calls_only=True)
+    losses = losses_on(tokenizer, held, recipe.length)
     good: list[Run] = []
     failed: list[dict[str, Any]] = []
     in_a_row = 0
@@ -141,7 +140,7 @@ def runs(
             if parameter.requires_grad
         }
         said = [calls_in(text) for text in replies(tuned, tokenizer, held.documents)] if count > 1 else None
-        good.append(Run(seed, curve, tensors, held_loss(tuned, rows), held_loss(tuned, call_rows), said))
+        good.append(Run(seed, curve, tensors, *losses(tuned), said))
     return good, failed
 
 

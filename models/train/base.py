@@ -19,7 +19,7 @@ from ..embedded.template import SPECIAL, train_tokenizer
 from .again import in_order
 from .ahead import made_by_processes
 from .data import Encoder, Rows, data_hash, pack, to_rows
-from .held import held_loss, of_base, packed
+from .held import losses_on, of_base
 from .initial import copying_heads
 from .loop import Point, device_name, fit, of_steps
 from .recipe import Recipe
@@ -256,10 +256,7 @@ def train_base(
         recipe = of_steps(recipe, curve[-1].step)
         sample = list(itertools.islice(documents(recipe.steps // (chunk_steps(recipe) * recipe.repeat)), 500))
         held = of_base(world)
-    losses = {
-        name: held_loss(model, packed(tokenizer, held, recipe.length, calls_only=calls_only))
-        for name, calls_only in (("held_loss", False), ("held_call_loss", True))
-    }
+    losses = dict(zip(("held_loss", "held_call_loss"), losses_on(tokenizer, held, recipe.length)(model), strict=True))
     model.to("cpu")
     write_model(model, tokenizer_home, directory)
     card = {

@@ -314,13 +314,15 @@ def run_score(args: argparse.Namespace) -> int:
     """`trimtab train score`."""
     from contextlib import ExitStack
 
+    from ...steering.files import model_sha256
     from ..card import find_model
     from .score import adapter_of, score, table, to_json
 
     base = find_model(args.base)
     device = _machine(args)
-    profiles = [_store(args).get(name) for name in args.profiles]
-    adapters = [(profile.id, adapter_of(profile, base.path)) for profile in profiles]
+    store, sha256 = _store(args), model_sha256(base.path)
+    profiles = [store.get(name) for name in args.profiles]
+    adapters = [(profile.id, adapter_of(profile, sha256)) for profile in profiles]
     with ExitStack() as stack:
         held = _scored_on(args, base.path, stack)
         found = score(base.path, base.name, adapters, held, device)
@@ -400,15 +402,13 @@ def run_sizes(args: argparse.Namespace) -> int:
 
 def _conversations(args: argparse.Namespace, base: Path, recipe: Recipe, stack: Any) -> tuple[Any, Any, Held]:
     """What to train on, how the card names it, and what to score on."""
-    from ...errors import BadInput
     from .data import data_hash
     from .examples import fits, hold_back, read_examples, repeated
     from .held import of_rows
 
-    if args.style and not args.family:
-        raise BadInput("--style goes with --family", where="--style")
+    fixed = _fixed_style(args.family, args.style)
     if args.family:
-        return _family_source(args.family, args.style, recipe.seed, stack)
+        return _family_source(args.family, args.style, fixed, recipe.seed, stack)
     from transformers import AutoTokenizer
 
     rows = read_examples(args.data, fits(AutoTokenizer.from_pretrained(base), recipe.length))
@@ -419,32 +419,35 @@ def _conversations(args: argparse.Namespace, base: Path, recipe: Recipe, stack: 
 
 def _scored_on(args: argparse.Namespace, base: Path, stack: Any) -> Held:
     """The conversations to score adapters on: of a family's test side, or all of a user's."""
-    from ...errors import BadInput
     from ..embedded.corpus import open_world
     from .examples import fits, read_examples
     from .held import of_family, of_rows
     from .score import LENGTH
 
+    fixed = _fixed_style(args.family, args.style)
     if args.family:
-        style = _fixed_style(args.family, args.style)
-        return of_family(stack.enter_context(open_world()), args.family, style, args.conversations)
-    if args.style:
-        raise BadInput("--style goes with --family", where="--style")
+        return of_family(stack.enter_context(open_world()), args.family, fixed, args.conversations)
     from transformers import AutoTokenizer
 
     rows = read_examples(args.data, fits(AutoTokenizer.from_pretrained(base), 4 * LENGTH))
     return of_rows(rows, len(rows))
 
 
-def _fixed_style(family: str, style: str | None) -> Style | None:
-    """The style that `--style` names; None without one. Raises BadInput for an unknown family or word, too."""
+def _fixed_style(family: str | None, style: str | None) -> Style | None:
+    """The style that `--style` names; None without one.
+
+    Raises:
+        BadInput: it has no family to go with, or the family, or a word of it, is unknown.
+    """
     from ...errors import BadInput
     from ...tools.builtin import FAMILIES
     from ..embedded.answers import AXES, PLAIN, styled
 
-    if family not in FAMILIES:
+    if style and not family:
+        raise BadInput("--style goes with --family", where="--style")
+    if family and family not in FAMILIES:
         raise BadInput(f"no family {family!r}", where="--family", fix=f"Known: {', '.join(FAMILIES)}")
-    if style is None:
+    if not family or style is None:
         return None
     try:
         return styled([word.strip() for word in style.split(",")], PLAIN)
@@ -453,12 +456,17 @@ def _fixed_style(family: str, style: str | None) -> Style | None:
         raise BadInput(f"{error} is no side of a behaviour", where="--style", fix=f"Known: {known}") from None
 
 
-def _family_source(family: str, style: str | None, seed: int, stack: Any) -> tuple[Any, dict[str, Any], Held]:
-    """The documents of a family's adapter, how the card names them, and its held-out conversations."""
+def _family_source(
+    family: str, style: str | None, fixed: Style | None, seed: int, stack: Any
+) -> tuple[Any, dict[str, Any], Held]:
+    """The documents of a family's adapter, how the card names them, and its held-out conversations.
+
+    Args:
+        style: as it was given; `fixed` is what it names.
+    """
     from ..embedded.corpus import family_documents, open_world
     from .held import of_family
 
-    fixed = _fixed_style(family, style)
     world = stack.enter_context(open_world())
     held = of_family(world, family, fixed)
 

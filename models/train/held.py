@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -112,3 +112,9 @@ def held_loss(model: Any, batches: Sequence[Rows]) -> float | None:
                 count += learned
     model.train(training)
     return total / count if count else None
+
+
+def losses_on(tokenizer: Any, held: Held, length: int) -> Callable[[Any], tuple[float | None, float | None]]:
+    """A model -> its losses on the conversations, in all and in their calls: `held_loss` on rows of `packed`."""
+    rows, calls = (packed(tokenizer, held, length, calls_only=only) for only in (False, True))
+    return lambda model: (held_loss(model, rows), held_loss(model, calls))

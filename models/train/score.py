@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import BadInput
-from ...steering.files import model_sha256
-from .held import Held, held_loss, packed
+from .held import Held, losses_on
 
 if TYPE_CHECKING:
     from ...steering.profile import Profile
@@ -33,14 +32,17 @@ class Score:
     call_loss: float | None
 
 
-def adapter_of(profile: Profile, base: Path) -> Path:
+def adapter_of(profile: Profile, base_sha256: str) -> Path:
     """The folder of a profile's adapter.
+
+    Args:
+        base_sha256: of the weights that it is to be scored on.
 
     Raises:
         BadInput: it has none, or more than an adapter: what would be scored would not be the profile; or it is another
             base's.
     """
-    if profile.base_sha256 != model_sha256(base):
+    if profile.base_sha256 != base_sha256:
         raise BadInput(
             f"was made for other weights of {profile.base_model}",
             where=f"profile {profile.id}",
@@ -68,14 +70,14 @@ def score(base: Path, base_name: str, adapters: Sequence[tuple[str, Path]], held
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(base)
-    rows, calls = (packed(tokenizer, held, LENGTH, calls_only=only) for only in (False, True))
+    losses = losses_on(tokenizer, held, LENGTH)
     found = []
     for name, folder in ((base_name, None), *adapters):
         model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
         if folder is not None:
             model = PeftModel.from_pretrained(model, folder)
         model.to(device)
-        found.append(Score(name, held_loss(model, rows), held_loss(model, calls)))
+        found.append(Score(name, *losses(model)))
     return found
 
 

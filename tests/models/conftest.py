@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,3 +18,21 @@ def words_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("words")
     make_tokenizer(folder, documents=200)
     return folder
+
+
+@pytest.fixture(scope="session")
+def rendered() -> Callable[[Any, dict[str, Any]], str]:
+    """Writes a whole conversation by a tokenizer's chat template, arguments as objects."""
+
+    def render(tokenizer: Any, document: dict[str, Any]) -> str:
+        messages = []
+        for m in document["messages"]:
+            calls = [
+                {**c, "function": {**c["function"], "arguments": json.loads(c["function"]["arguments"])}}
+                for c in m.get("tool_calls") or []
+            ]
+            messages.append({**m, "tool_calls": calls} if calls else m)
+        text: str = tokenizer.apply_chat_template(messages, tools=document["tools"], tokenize=False)
+        return text
+
+    return render

@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,27 +36,16 @@ def tokenizer(words_tokenizer: Path) -> Any:
     return AutoTokenizer.from_pretrained(words_tokenizer)
 
 
-def _rendered(tokenizer: Any, document: dict[str, Any]) -> str:
-    """The whole conversation by the chat template, arguments as objects."""
-    messages = []
-    for m in document["messages"]:
-        calls = [
-            {**c, "function": {**c["function"], "arguments": json.loads(c["function"]["arguments"])}}
-            for c in m.get("tool_calls") or []
-        ]
-        messages.append({**m, "tool_calls": calls} if calls else m)
-    text: str = tokenizer.apply_chat_template(messages, tools=document["tools"], tokenize=False)
-    return text
-
-
-def test_the_pieces_of_a_document_are_its_tokens(tokenizer: Any) -> None:
+def test_the_pieces_of_a_document_are_its_tokens(
+    tokenizer: Any, rendered: Callable[[Any, dict[str, Any]], str]
+) -> None:
     rng = random.Random(3)
     encoder = Encoder(tokenizer)
     for _ in range(10):
         for document in random_tools.group(rng, 3):
             example = encode(tokenizer, document)
             assert encoder(document) == example  # an opening that is remembered is the one that is rendered anew
-            whole = _rendered(tokenizer, document)
+            whole = rendered(tokenizer, document)
             assert list(example.ids) == tokenizer(whole.rstrip("\n"), add_special_tokens=False).input_ids
             learned = tokenizer.decode([i for i, keep in zip(example.ids, example.learn, strict=True) if keep])
             turns = whole.split("<|im_start|>assistant\n")[1:]

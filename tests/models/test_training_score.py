@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,9 @@ def _by_hand(model: Any, tokenizer: Any, text: str) -> tuple[list[float], list[f
     return every, calls
 
 
-def test_the_scores_are_the_losses_of_transformers_and_peft(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_scores_are_the_losses_of_transformers_and_peft(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], rendered: Callable[[Any, dict[str, Any]], str]
+) -> None:
     with open_world() as world:
         drawn = family_documents(3, world, "calendar")
         rows = [{k: v for k, v in next(drawn).items() if k != "family"} for _ in range(6)]
@@ -53,16 +56,7 @@ def test_the_scores_are_the_losses_of_transformers_and_peft(tmp_path: Path, caps
 
     tokenizer = AutoTokenizer.from_pretrained(MODELS / SMALL)
     bare, base = (AutoModelForCausalLM.from_pretrained(MODELS / SMALL, dtype=torch.float32) for _ in range(2))
-    texts = []
-    for row in rows:
-        messages = []
-        for m in row["messages"]:
-            called = [
-                {**c, "function": {**c["function"], "arguments": json.loads(c["function"]["arguments"])}}
-                for c in m.get("tool_calls") or []
-            ]
-            messages.append({**m, "tool_calls": called} if called else m)
-        texts.append(tokenizer.apply_chat_template(messages, tools=row["tools"], tokenize=False))
+    texts = [rendered(tokenizer, row) for row in rows]
     profile = default_store().get("calendar")
     for model, name in ((bare, SMALL), (PeftModel.from_pretrained(base, profile.adapter), profile.id)):
         by_hand = [_by_hand(model, tokenizer, text) for text in texts]
