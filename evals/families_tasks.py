@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..models.chat import Sampling
-from ..models.embedded.corpus import KINDS, Split, suite_tasks
+from ..models.embedded.corpus import Split
 from ..models.embedded.intents import INTENTS
+from ..models.embedded.tasks import KINDS, phrased_tasks
 from .arms import Side, arm_of
 from .families_bars import Share
 from .records import Record
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
 SEED = 7001
 """Of the tasks; others than those of the suite files."""
-TURNS = 3
-"""Tasks of every kind that a family has."""
 ORDER = ("single", "chain", "missing", *KINDS)
 SHOWN_FAILURES = 40
 
@@ -85,11 +84,8 @@ def tally(records: Sequence[Record]) -> Tally:
 
 
 def family_suite(family: str, split: Split, limit: int | None = None) -> Suite:
-    """Three tasks of every kind of a family, at most `limit`, in the world of the corpus."""
-    kinds = sum(not intent.units for intent in INTENTS[family].values()) + len(KINDS)
-    count = TURNS * kinds if limit is None else min(limit, TURNS * kinds)
-    seed = SEED + list(INTENTS).index(family)
-    tasks = suite_tasks(split, family, count, seed)
+    """A task for every phrasing of a family (see `phrased_tasks`), at most `limit`, in the world of the corpus."""
+    tasks = phrased_tasks(split, family, SEED + list(INTENTS).index(family), limit)
     return make_suite({"name": f"{family}-{split}", "tasks": tasks}, f"{family}, split {split}")
 
 

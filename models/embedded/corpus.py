@@ -1,4 +1,4 @@
-"""The corpus: an endless, seeded stream of documents; the labelled requests of the router; the tasks of the suites.
+"""The corpus: an endless, seeded stream of documents; the labelled requests of the router.
 
 A document is `{"family", "messages", "tools"}` in OpenAI's form, the same form in which users bring their own examples.
 Documents come in groups with the same tools and opening, which a training row holds once.
@@ -21,7 +21,6 @@ from ...tools.builtin import FAMILIES, builtin_tools
 from ...tools.builtin.mail import receive
 from ...tools.builtin.orders import make_orders
 from ...tools.builtin.state import seed as seed_state
-from ...tools.builtin.state import snapshot
 from ...tools.builtin.tables import make_tables
 from . import random_tools
 from .answers import AXES, PLAIN, RARE, TAGGED, Style, named, open_document, redrawn, styled, tag, word_answer
@@ -281,67 +280,6 @@ def labelled_requests(split: Split, n: int, seed: int) -> list[tuple[str, str]]:
         else:
             rows.append((request(split, family, rng.choice(list(INTENTS[family])), rng), family))
     return rows
-
-
-KINDS = ("repair", "no-tool")
-"""The kinds of tasks a suite has besides a family's intents."""
-
-
-def suite_tasks(split: Split, family: str, n: int, seed: int) -> list[dict[str, Any]]:
-    """`n` tasks of a family in suite form: request, state before, and what must hold after.
-
-    The intents take turns, with a repairable slip and a request that no tool serves among them; the expected answer and
-    final state are those of the reference calls on the real tools. Intents whose outcome a style decides are left out.
-    """
-    rng = random.Random(seed)
-    intents = [name for name, intent in INTENTS[family].items() if not intent.units] + list(KINDS)
-    rng.shuffle(intents)  # so that a few tasks are not all of the first kinds
-    with open_world() as world:
-        return [
-            _suite_task(
-                rng, world, split, family, intents[i % len(intents)], f"{family}-{i:03d}-{intents[i % len(intents)]}"
-            )
-            for i in range(n)
-        ]
-
-
-def _suite_task(rng: random.Random, world: World, split: Split, family: str, kind: str, name: str) -> dict[str, Any]:
-    """One task: what is asked, the state before, and the answer and final state of the reference calls."""
-    before: dict[str, Any] = {}
-
-    def ready() -> None:
-        before.update(snapshot(world.home))
-
-    world.reset(rng)
-    if kind == "no-tool":
-        foreign = rng.random() < 0.5
-        texts = [foreign_request(rng, family, split)] if foreign else None
-        dialogue = refuse(split, "other", rng, PLAIN, texts)
-        ready()
-    elif kind == "repair":
-        mendable = [i for i, intent in INTENTS[family].items() if intent.typo is not None and intent.group == "single"]
-        while True:
-            dialogue = play(split, family, rng.choice(mendable), rng, PLAIN, world.run, slip=True, ready=ready)
-            if len(dialogue.calls) > 1 and not dialogue.facts.short.startswith("Error"):
-                break
-            before.clear()
-            world.reset(rng)
-    else:
-        dialogue = play(split, family, kind, rng, PLAIN, world.run, ask_back=False, ready=ready)
-    after = snapshot(world.home)
-    return {
-        "id": name,
-        "family": family,
-        "ask": dialogue.turns[0]["content"],
-        "today": world.today.isoformat(),
-        "state": {k: v for k, v in before.items() if v},
-        "tools": list(FAMILIES[family]),
-        "expect": {
-            "answer": list(dialogue.facts.needles),
-            "state": {k: v for k, v in after.items() if v != before[k]},
-            "calls": [{"name": name, "arguments": arguments} for name, arguments in dialogue.calls],
-        },
-    }
 
 
 def contrast_pairs(axis: str, family: str, n: int, seed: int) -> list[dict[str, Any]]:

@@ -100,9 +100,10 @@ def _spoken(rng: random.Random, text: str) -> str:
     return text
 
 
-def ask_for(split: str, family: str, intent: str, rng: random.Random) -> tuple[str, Slots]:
-    """One request of an intent: its phrasing, slots unfilled, and the values to fill them with."""
-    text = rng.choice(phrasings(split)[family][intent])
+def ask_for(split: str, family: str, intent: str, rng: random.Random, text: str | None = None) -> tuple[str, Slots]:
+    """One request of an intent: its phrasing (`text`, or a drawn one), slots unfilled, and the values to fill in."""
+    if text is None:
+        text = rng.choice(phrasings(split)[family][intent])
     if split == "train":
         text = _spoken(rng, text)
     slots = INTENTS[family][intent].slots(rng)
@@ -125,6 +126,7 @@ def play(
     style: Style,
     run: Run,
     *,
+    text: str | None = None,
     ask_back: bool = True,
     slip: bool = False,
     ready: Callable[[], None] | None = None,
@@ -133,12 +135,13 @@ def play(
 
     Args:
         run: makes calls on the real tools; it prepares the world, too.
+        text: the phrasing, slots unfilled; drawn by default.
         ask_back: for intents with something missing, also play what follows the question.
         slip: misspell the value that a tool can mend (`Intent.typo`).
         ready: called when the world is prepared and nothing has been asked yet.
     """
     spec = INTENTS[family][intent]
-    text, slots = ask_for(split, family, intent, rng)
+    text, slots = ask_for(split, family, intent, rng, text)
     slots = slots | ({"metric": style.units} if spec.units else {})
     if spec.prepare is not None:
         spec.prepare(rng, slots, run)

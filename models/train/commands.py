@@ -483,8 +483,9 @@ def run_data(args: argparse.Namespace) -> int:
 
     from ...home import write_atomic
     from ..embedded import HERE
-    from ..embedded.corpus import KINDS, contrast_pairs, suite_tasks
+    from ..embedded.corpus import contrast_pairs
     from ..embedded.intents import INTENTS
+    from ..embedded.tasks import suite_tasks, task_kinds
 
     pairs = args.pairs or HERE / "pairs"
     for axis in ("detail", "register"):
@@ -494,10 +495,9 @@ def run_data(args: argparse.Namespace) -> int:
         print(f"{pairs / axis}.jsonl: {len(rows)} pairs")
     suites = args.suites or HERE.parents[1] / "evals" / "suites"
     small, families = [], []
-    for number, (family, intents) in enumerate(INTENTS.items()):
-        kinds = sum(not intent.units for intent in intents.values()) + len(KINDS)
+    for number, family in enumerate(INTENTS):
         small += suite_tasks("test", family, 5, seed=21 + number)
-        families += suite_tasks("test", family, 2 * kinds, seed=41 + number)
+        families += suite_tasks("test", family, 2 * len(task_kinds(family)), seed=41 + number)
     for name, tasks in {"small": small, "families": families}.items():
         text = yaml.safe_dump({"name": name, "tasks": tasks}, sort_keys=False, allow_unicode=True, width=120)
         write_atomic(suites / f"{name}.yaml", text)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +26,10 @@ from trimtab.evals.stats import wilson
 from trimtab.models.chat import ChatRequest, Message, Reply, ToolCall, Usage, user
 from trimtab.models.embedded import SMALL
 from trimtab.models.embedded.answers import AXES, PLAIN, word_answer
+from trimtab.models.embedded.families import phrasings
 from trimtab.models.embedded.intents import INTENTS
 from trimtab.models.embedded.intents.common import Facts
+from trimtab.models.embedded.tasks import EACH
 from trimtab.models.embedded.words import HELD_OUT, TRAIN
 from trimtab.tools.builtin import FAMILIES
 
@@ -180,13 +185,19 @@ def test_runs_are_counted_by_kind_and_code() -> None:
     assert tally(rows[-1:]).share.value is None
 
 
-def test_a_familys_suite_has_three_of_every_kind() -> None:
-    kinds = [name for name, intent in INTENTS["calc"].items() if not intent.units]
+def test_a_familys_suite_has_a_task_for_every_test_phrasing() -> None:
+    phrased = {name: phrasings("test")["calc"][name] for name, intent in INTENTS["calc"].items() if not intent.units}
     suite = family_suite("calc", "test")
-    assert len(suite.tasks) == 3 * (len(kinds) + 2)
+    counts = Counter(task.id.split("-", 2)[2] for task in suite.tasks)
+    assert counts == {**{name: len(texts) for name, texts in phrased.items()}, "repair": EACH, "no-tool": EACH}
     assert {task.family for task in suite.tasks} == {"calc"}
-    assert {kind_of(task.id) for task in suite.tasks} >= {"single", "no-tool", "repair"}
+    asks = {task.ask for task in suite.tasks}
+    for text in itertools.chain(*phrased.values()):
+        shape = re.compile(".+".join(map(re.escape, re.split(r"\{\w+\}", text))))
+        assert any(shape.fullmatch(ask) for ask in asks), text
     assert family_suite("calc", "test", 2).tasks == suite.tasks[:2]
+    assert len({kind_of(task.id) for task in suite.tasks[: len(counts)]}) == 5  # the kinds take turns
+    assert Counter(task.id.split("-", 2)[2] for task in family_suite("calc", "train").tasks) == counts
 
 
 # --- tools never seen ---

@@ -117,6 +117,10 @@ def test_an_event_is_found_by_its_title(office: Office) -> None:
         ("delete_todo", {"item": "taxs"}, "no open to-do 'taxs'"),
         ("complete_todo", {"item": "bread finished"}, "no open to-do bread finished; did you mean bread?"),
         ("find_event", {"title": "the dentist"}, "no event named the dentist; did you mean dentist?"),
+        ("find_event", {"title": "lunch"}, "no event named lunch; did you mean lunch with Ann?"),
+        ("find_contact", {"name": "lee"}, "no contact named lee; did you mean Ann Lee?"),
+        ("find_contact", {"name": "An"}, "no contact named 'An'"),
+        ("find_event", {"title": "with"}, "no event named 'with'"),  # in the middle
         ("delete_todo", {"item": "milk and bread"}, "no open to-do 'milk and bread'"),
         ("delete_todo", {"item": "milk bread"}, "no open to-do 'milk bread'"),
     ],

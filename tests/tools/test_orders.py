@@ -100,6 +100,8 @@ def test_the_first_order(tmp_path: Path) -> None:
         ("restock", {"item": "gren chair", "quantity": 1}, "gren chair", "green chair"),
         ("place_order", {"item": "laamp", "quantity": 1, "customer": "Bob"}, "laamp", "lamp"),
         ("list_orders", {"customer": "Ana Bker"}, "Ana Bker", "Ana Baker"),
+        ("list_orders", {"customer": "baker"}, "baker", "Ana Baker"),
+        ("restock", {"item": "green", "quantity": 1}, "green", "green chair"),
     ],
 )
 def test_a_slip_of_the_pen_is_named(shop: Shop, name: str, arguments: dict[str, Any], wrong: str, right: str) -> None:

@@ -23,6 +23,7 @@ TABLES: dict[str, Any] = {
     },
     'odd "name"; --': {"columns": ['a"b', "select"], "rows": [["x' OR 1=1 --", 1]]},
     "empty": {"columns": ["one"], "rows": []},
+    "boats": {"columns": ["captain", "length"], "rows": [["Rome", 12], ["Mia", 12]]},
 }
 HOSTILE = (
     'cities"; DROP TABLE cities; --',
@@ -70,7 +71,7 @@ def test_nothing_is_made_by_looking(tmp_path: Path) -> None:
 
 
 def test_what_they_answer(tables: Tables) -> None:
-    assert tables("list_tables") == {"tables": ["cities", "empty", 'odd "name"; --']}
+    assert tables("list_tables") == {"tables": ["boats", "cities", "empty", 'odd "name"; --']}
     columns = ["name: text", "country: text", "price: number", "size: number"]
     assert tables("describe_table", table=" Cities ") == {"columns": columns}
     norway = {"table": "cities", "column": "COUNTRY", "value": "NORWAY"}
@@ -102,6 +103,14 @@ def test_what_they_cannot_do(tables: Tables) -> None:
         ("describe_table", {"table": "citeis"}, "citeis", "cities"),
         ("aggregate", {"table": "cities", "column": "pirce", "function": "sum"}, "pirce", "price"),
         ("find_rows", {"table": "cities", "column": "contry", "value": "Norway"}, "contry", "country"),
+        # Table and column mistaken for each other, or one of them said twice.
+        ("aggregate", {"table": "price", "column": "cities", "function": "sum"}, "price", "cities"),
+        ("aggregate", {"table": "one", "column": "one", "function": "sum"}, "one", "empty"),
+        ("count_rows", {"table": "size", "column": "Cities", "value": "3"}, "size", "cities"),
+        # The only column that holds the value, the only one with numbers.
+        ("count_rows", {"table": "cities", "column": "cities", "value": "norway"}, "cities", "country"),
+        ("find_rows", {"table": "cities", "column": "majority", "value": "7.25"}, "majority", "price"),
+        ("aggregate", {"table": "boats", "column": "boats", "function": "max"}, "boats", "length"),
     ],
 )
 def test_a_slip_of_the_pen_is_named(
@@ -113,6 +122,27 @@ def test_a_slip_of_the_pen_is_named(
     assert hint is not None
     assert hint["what"].endswith(f"named {wrong}")
     assert hint["right"] == right
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "wrong"),
+    [
+        (
+            "aggregate",
+            {"table": "houses", "column": "price", "function": "sum"},
+            "houses",
+        ),  # another table is not meant
+        ("aggregate", {"table": "houses", "column": "cities", "function": "sum"}, "houses"),
+        ("aggregate", {"table": "cities", "column": "weight", "function": "sum"}, "weight"),
+        ("aggregate", {"table": "cities", "column": "cities", "function": "sum"}, "cities"),  # price or size
+        ("count_rows", {"table": "cities", "column": "kind", "value": "12 or so"}, "kind"),
+        ("count_rows", {"table": "boats", "column": "kind", "value": "Oslo"}, "kind"),
+    ],
+)
+def test_what_is_not_known_is_not_guessed(tables: Tables, name: str, arguments: dict[str, str], wrong: str) -> None:
+    with pytest.raises(ToolFailure) as error:
+        tables(name, **arguments)
+    assert error.value.what.endswith(f"named {wrong!r}")
 
 
 async def test_the_function_is_one_of_four(tables: Tables) -> None:

@@ -107,28 +107,36 @@ def _alike(one: str, other: str) -> float:
 
 
 def meant(wrong: str, known: Iterable[str]) -> str | None:
-    """The known text that is near, or the only one that is left of `wrong` without its first or its last word; or None.
+    """The known text that is near, or the only one that `wrong` is with a word too many or with words too few; or None.
 
-    A model that takes a request apart at the wrong place asks for one word too many: `watch pricey`, `got milk`.
+    A model that takes a request apart at the wrong place asks for one word too many, `watch pricey`, `got milk`, or
+    leaves off how a name begins or ends: `watch` for `old watch`, `street` for `street lamp`.
     """
     texts = list(islice(known, COMPARED))
     found = near(wrong, texts)
     if found is not None:
         return found
     words = text(wrong).casefold().split(" ")
-    shorter = {" ".join(words[1:]), " ".join(words[:-1])} - {""}
-    left = [one for one in texts if text(one).casefold() in shorter]
+    left = [one for one in texts if _cut_wrong(words, text(one).casefold().split(" "))]
     return left[0] if len(left) == 1 else None
 
 
-def not_found(what: str, wrong: str, known: Iterable[str]) -> ToolFailure:
+def _cut_wrong(words: list[str], right: list[str]) -> bool:
+    """Whether `words` is `right` with one more word before or behind, or without some of its first or last words."""
+    if len(words) > len(right):
+        return right in (words[1:], words[:-1])
+    return len(words) < len(right) and words in (right[: len(words)], right[-len(words) :])
+
+
+def not_found(what: str, wrong: str, known: Iterable[str], else_meant: str | None = None) -> ToolFailure:
     """The error for something that is not there: `no contact named 'Bob'`, or, where a known text may be meant,
     `no contact named Ana Bker; did you mean Ana Baker?`.
 
     Args:
         what: what comes before the wrong text, such as `no contact named`.
+        else_meant: what is proposed where no known text is meant by its letters.
     """
-    right = meant(wrong, known)
+    right = meant(wrong, known) or else_meant
     if right is None:
         return ToolFailure(f"{what} {short(wrong)}")
     return ToolFailure(f"{what} {text(wrong)}; did you mean {right}?")

@@ -61,7 +61,7 @@ def tables_tools(database: Path) -> list[Tool]:
     def aggregate(table: str, column: str, function: Literal["sum", "average", "min", "max"]) -> dict[str, Any]:
         """Work out a number over a column."""
         with _reading(database) as db:
-            name = _table(db, table)
+            name = _table(db, table, column)
             found = _column(db, name, column)
             if not found.number:
                 raise ToolFailure(f"{found.name} holds text, not numbers")
@@ -202,37 +202,77 @@ def _columns(db: sqlite3.Connection, table: str) -> list[_Column]:
     return [_Column(name, not re.search("CHAR|CLOB|TEXT|BLOB|^$", kind.upper())) for name, kind in rows]
 
 
-def _table(db: sqlite3.Connection, name: str) -> str:
-    """The table that is meant, as the schema spells it."""
-    return _known(name, _tables(db), "table")
+def _table(db: sqlite3.Connection, name: str, column: str | None = None) -> str:
+    """The table that is meant, as the schema spells it; `column` is one that it should have.
+
+    Where there is no such table, the one is proposed that `column` names, if that has `name` as a column: the two were
+    mistaken for each other. If `name` is `column` once more, the only table that has it is.
+    """
+    tables = _tables(db)
+    fitting: list[str] = []
+    if column is not None and _named(name, tables, "table") is None:
+        having = [one for one in tables if _named(name, [c.name for c in _columns(db, one)], "table") is not None]
+        said_twice = key(name, "table") == key(column, "column")
+        fitting = having if said_twice else [one for one in having if key(one, "table") == key(column, "column")]
+    return _known(name, tables, "table", fitting)
 
 
-def _column(db: sqlite3.Connection, table: str, name: str) -> _Column:
+def _column(db: sqlite3.Connection, table: str, name: str, value: str | None = None) -> _Column:
+    """The column that is meant; `value` is one that it should hold, None where it should hold numbers.
+
+    Where there is no such column, the only one that holds the value is proposed; in place of the table's own name, the
+    only one with numbers.
+    """
     columns = {column.name: column for column in _columns(db, table)}
-    return columns[_known(name, list(columns), "column")]
+    fitting: list[str] = []
+    if _named(name, list(columns), "column") is None:
+        if value is not None:
+            fitting = [c.name for c in columns.values() if _holds(db, table, c, value)]
+        elif key(name, "column") == key(table, "table"):
+            fitting = [c.name for c in columns.values() if c.number]
+    return columns[_known(name, list(columns), "column", fitting)]
 
 
-def _known(name: str, known: list[str], what: str) -> str:
-    """`name` as it stands in the schema: no other text is ever put into a query."""
+def _holds(db: sqlite3.Connection, table: str, column: _Column, value: str) -> bool:
+    wanted = _wanted(column, value)
+    if wanted is None:
+        return False
+    query = f"SELECT 1 FROM {_quoted(table)} WHERE same({_quoted(column.name)}, ?) LIMIT 1"
+    return db.execute(query, (wanted,)).fetchone() is not None
+
+
+def _named(name: str, known: list[str], what: str) -> str | None:
+    """`name` as it stands in the schema, or None."""
     wanted = key(name, what)
-    for one in known:
-        if key(one, what) == wanted:
-            return one
-    raise not_found(f"no {what} named", name, known)
+    return next((one for one in known if key(one, what) == wanted), None)
+
+
+def _known(name: str, known: list[str], what: str, fitting: list[str]) -> str:
+    """`name` as it stands in the schema: no other text is ever put into a query. Where none of the known is near to it,
+    the one that is `fitting` is proposed, if it is the only one."""
+    found = _named(name, known, what)
+    if found is None:
+        raise not_found(f"no {what} named", name, known, fitting[0] if len(fitting) == 1 else None)
+    return found
 
 
 def _condition(db: sqlite3.Connection, table: str, column: str, value: str) -> tuple[str, str, str | float]:
     """Table, condition and bound value of `column = value`."""
-    name = _table(db, table)
-    found = _column(db, name, column)
     if len(value) > LONGEST_CELL or not _encodes(value):
         raise ToolFailure(f"the value must be a text of at most {LONGEST_CELL} characters")
-    wanted: str | float = text(value).casefold()
-    if found.number:
-        if not _NUMBER.fullmatch(value.strip()):
-            raise ToolFailure(f"{found.name} holds numbers, not {short(value)}")
-        wanted = float(value)
+    name = _table(db, table, column)
+    found = _column(db, name, column, value)
+    wanted = _wanted(found, value)
+    if wanted is None:
+        raise ToolFailure(f"{found.name} holds numbers, not {short(value)}")
     return name, f"same({_quoted(found.name)}, ?)", wanted
+
+
+def _wanted(column: _Column, value: str) -> str | float | None:
+    """A value as it is compared with a column's cells; None where these are numbers and it is none."""
+    if not column.number:
+        return text(value).casefold()
+    return float(value) if _NUMBER.fullmatch(value.strip()) else None
 
 
 def _same(cell: Any, wanted: str | float) -> bool:
