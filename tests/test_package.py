@@ -16,6 +16,7 @@ FLOORS = {
     "home": 1,
     "arguments": 1,
     "yaml_text": 1,
+    "native": 1,
     "tools": 2,
     "steering": 2,
     "models": 3,

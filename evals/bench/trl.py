@@ -98,7 +98,7 @@ def train(
     from transformers import PrinterCallback, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
-    from ...models.train.loop import bfloat16_is_fast
+    from ...models.train.attention import bfloat16_is_fast
 
     datasets.disable_progress_bars()
     pool = datasets.Dataset.from_dict(

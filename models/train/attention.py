@@ -1,8 +1,9 @@
-"""Causal attention under a mask, in blocks, by plain matrix products that torch.compile fuses.
+"""Attention over packed rows on the CPU: by a kernel of our own (`attention_rows.py`), or in blocks, by plain products.
 
-Queries 0..127 see no key beyond 127, and so on: each block of queries gets the keys before its end, 58 % of the work
-for rows of 768 tokens, with the same result. On the CPU torch's own attention kernel takes three times as long for it,
-forwards and backwards, as these products do. A GPU has a better kernel of its own, which is used there.
+As plain products that torch.compile fuses, queries 0..127 see no key beyond 127, and so on: each block of queries gets
+the keys before its end, 58 % of the work for rows of 768 tokens, with the same result. On the CPU torch's own attention
+kernel takes three times as long for it, forwards and backwards. A GPU has a better kernel of its own, which is used
+there.
 """
 
 from __future__ import annotations
@@ -13,9 +14,33 @@ from typing import Any
 
 import torch
 
+from . import attention_rows
+from .data import Rows
+
 NAME = "trimtab_blocks"
 BLOCK = 128
 """Queries a block."""
+
+
+def bfloat16_is_fast() -> bool:
+    """Whether this processor multiplies bfloat16 in hardware; elsewhere it is some forty times slower than float32."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def sight(clumps: torch.Tensor, branches: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """[batch, 1, length, length] attention mask, 0 or minus infinity: a token sees itself and what came before it in
+    its own conversation, the shared opening included.
+
+    Args:
+        clumps: [batch, length] as in `Rows`, and so are the branches.
+    """
+    same = clumps[:, None, :, None] == clumps[:, None, None, :]
+    mine = branches[:, None, None, :] == branches[:, None, :, None]
+    opening = branches[:, None, None, :] == 0
+    length = clumps.shape[1]
+    seen = same & (mine | opening) & torch.ones(length, length, dtype=torch.bool, device=clumps.device).tril()
+    # Added, not chosen by: a bool mask would be turned into this one in every layer.
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
 
 
 def blocks(
@@ -53,10 +78,10 @@ def blocks(
 
 
 @contextmanager
-def in_blocks(model: Any) -> Iterator[None]:
-    """Let a transformers model on the CPU that uses torch's own attention use `blocks` for a while.
+def faster(model: Any) -> Iterator[None]:
+    """Let a transformers model on the CPU that uses torch's own attention use a faster one for a while.
 
-    Its masks must be 4-dimensional and causal meanwhile.
+    Its masks must be those of `mask_for` meanwhile.
     """
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
@@ -65,10 +90,30 @@ def in_blocks(model: Any) -> Iterator[None]:
     if before != "sdpa" or model.device.type != "cpu":
         yield
         return
-    AttentionInterface.register(NAME, blocks)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
-    model.config._attn_implementation = NAME
+    name, function = (attention_rows.NAME, attention_rows.rows) if _fits(model) else (NAME, blocks)
+    AttentionInterface.register(name, function)
+    AttentionMaskInterface.register(name, sdpa_mask)
+    model.config._attn_implementation = name
     try:
         yield
     finally:
         model.config._attn_implementation = before
+
+
+def _fits(model: Any) -> bool:
+    """Whether a model can use the kernel, which is for float32: where bfloat16 is fast, models are trained in that."""
+    heads = model.config.num_attention_heads
+    dim = getattr(model.config, "head_dim", None) or model.config.hidden_size // heads
+    fits = dim in attention_rows.DIMS and heads % model.config.num_key_value_heads == 0
+    return fits and not bfloat16_is_fast() and attention_rows.why_not() is None
+
+
+def mask_for(model: Any, rows: Rows, clumps: torch.Tensor, branches: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The mask that the model's attention takes now, for these rows.
+
+    Args:
+        clumps, branches: of `rows`, on the model's device.
+    """
+    if model.config._attn_implementation == attention_rows.NAME:
+        return attention_rows.bounds(rows.clumps, rows.branches)
+    return sight(clumps, branches, dtype)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .attention import in_blocks
+from .attention import faster
 from .data import IGNORE, Encoder, Rows, pack, to_rows
 from .loop import backbone_of, loss_of
 
@@ -104,7 +104,7 @@ def held_loss(model: Any, batches: Sequence[Rows]) -> float | None:
     total, count = 0.0, 0
     training = model.training
     model.eval()
-    with in_blocks(model):
+    with faster(model):
         for rows in batches:
             learned = int((rows.targets != IGNORE).sum())
             if learned:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from ...errors import BadInput, FailedRun
-from .attention import in_blocks
+from .attention import bfloat16_is_fast, faster, mask_for
 from .data import IGNORE, Rows
 from .health import failure
 from .recipe import Recipe
@@ -45,27 +45,6 @@ def learning_rate(recipe: Recipe, step: int) -> float:
     warm = min(1.0, (step + 1) / max(1, recipe.warmup))
     left = min(1.0, (recipe.steps - step) / max(1, recipe.decay))
     return recipe.lr * min(warm, left)
-
-
-def sight(clumps: torch.Tensor, branches: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    """[batch, 1, length, length] attention mask, 0 or minus infinity: a token sees itself and what came before it in
-    its own conversation, the shared opening included.
-
-    Args:
-        clumps: [batch, length] as in `Rows`, and so are the branches.
-    """
-    same = clumps[:, None, :, None] == clumps[:, None, None, :]
-    mine = branches[:, None, None, :] == branches[:, None, :, None]
-    opening = branches[:, None, None, :] == 0
-    length = clumps.shape[1]
-    seen = same & (mine | opening) & torch.ones(length, length, dtype=torch.bool, device=clumps.device).tril()
-    # Added, not chosen by: a bool mask would be turned into this one in every layer.
-    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
-
-
-def bfloat16_is_fast() -> bool:
-    """Whether this processor multiplies bfloat16 in hardware; elsewhere it is some forty times slower than float32."""
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def usual_device() -> str:
@@ -122,7 +101,7 @@ def loss_of(
     keep = torch.from_numpy(np.flatnonzero(rows.targets != IGNORE)).to(device, non_blocking=True)
     with torch.autocast(device.type, torch.bfloat16, enabled=fast):
         hidden = backbone(
-            attention_mask=sight(clumps, branches, torch.bfloat16 if fast else torch.float32),
+            attention_mask=mask_for(model, rows, clumps, branches, torch.bfloat16 if fast else torch.float32),
             position_ids=positions,
             **source,
         ).last_hidden_state
@@ -337,7 +316,7 @@ def fit(
     compiled = recipe.compile and recipe.steps - start >= PAYS[model.device.type] and can_compile()
     if compiled:
         backbone = torch.compile(backbone, dynamic=False)
-    with in_blocks(model):
+    with faster(model):
         model.train()
         tokens = curve[-1].tokens if curve else 0
         spent = curve[-1].seconds if curve else 0.0

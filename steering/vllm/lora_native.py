@@ -1,7 +1,6 @@
-"""`lora_rows.cpp`, compiled for this machine when it is first needed, with the compiler that torch.compile uses.
+"""`lora_rows.cpp`, compiled for this machine when it is first needed, and the calls of it.
 
-Compiling takes two seconds, once: torch keeps what it made beside its other compiled code. Where there is no compiler,
-or the machine's code cannot be loaded, the caller goes on in torch, and `why_not` says what was missing.
+Where it cannot be had, the caller goes on in torch, and `why_not` says what was missing.
 """
 
 from __future__ import annotations
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from ...native import load_native
 
 SOURCE = Path(__file__).with_name("lora_rows.cpp")
 
@@ -31,19 +32,10 @@ Function = Callable[..., None]
 
 @functools.cache
 def _library() -> tuple[dict[torch.dtype, Function], str | None]:
-    try:
-        from torch._inductor.codecache import CppCodeCache
-
-        library = CppCodeCache.load(SOURCE.read_text())
-        functions: dict[torch.dtype, Function] = {
-            torch.float32: library.add_float32,
-            torch.bfloat16: library.add_bfloat16,
-        }
-    except Exception as error:  # whatever a compiler, or torch's way to call it, may come up with
-        return (
-            {},
-            f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no reason'}",
-        )
+    library = load_native(SOURCE)
+    if isinstance(library, str):
+        return {}, library
+    functions: dict[torch.dtype, Function] = {torch.float32: library.add_float32, torch.bfloat16: library.add_bfloat16}
     pointer = ctypes.c_void_p
     for function in functions.values():
         function.argtypes = [pointer] * 2 + [ctypes.c_int64] * 2 + [pointer] * 4 + [ctypes.c_float]  # type: ignore[attr-defined]

@@ -17,19 +17,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 from trimtab.cli import main
 from trimtab.errors import BadInput, FailedRun
 from trimtab.models.embedded import MODELS, SMALL
 from trimtab.models.embedded.template import root_of
-from trimtab.models.train import loop, sizes
-from trimtab.models.train.attention import BLOCK, blocks, in_blocks
+from trimtab.models.train import attention, attention_rows, loop, sizes
+from trimtab.models.train.attention import BLOCK, blocks, faster, sight
 from trimtab.models.train.base import grown_model, new_model, train_base
 from trimtab.models.train.data import IGNORE, Clump, Example, Rows, to_rows
 from trimtab.models.train.health import failure
 from trimtab.models.train.held import of_base
-from trimtab.models.train.loop import Point, fit, learning_rate, loss_of, of_steps, optimizers, sight
+from trimtab.models.train.loop import Point, fit, learning_rate, loss_of, of_steps, optimizers
 from trimtab.models.train.recipe import Recipe, load_recipe
 from trimtab.models.train.variants import Variants
 
@@ -282,8 +284,14 @@ def _example(rng: np.random.Generator, opening: list[int], size: int) -> Example
     return Example((*opening, *own), (False,) * (len(opening) + 3) + (True,) * size, len(opening))
 
 
-def test_packed_conversations_and_shared_openings_change_no_loss(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "bfloat16_is_fast", lambda: False)
+@pytest.mark.parametrize("kernel", [True, False])
+def test_packed_conversations_and_shared_openings_change_no_loss(monkeypatch: pytest.MonkeyPatch, kernel: bool) -> None:
+    if kernel and attention_rows.why_not() is not None:
+        pytest.skip(f"no attention kernel: {attention_rows.why_not()}")
+    for module in (loop, attention):
+        monkeypatch.setattr(module, "bfloat16_is_fast", lambda: False)
+    if not kernel:
+        monkeypatch.setattr(attention_rows, "why_not", lambda: "not wanted")
     model = _tiny().eval()
     rng = np.random.default_rng(0)
     opening, other = rng.integers(1, 64, 6).tolist(), rng.integers(1, 64, 4).tolist()
@@ -304,7 +312,8 @@ def test_packed_conversations_and_shared_openings_change_no_loss(monkeypatch: py
         rows = to_rows([members], 48)
         mean = sum(w * loss for w, loss in zip(weights, alone, strict=True)) / sum(weights)
         assert float(loss_of(model, model.model, rows)) == pytest.approx(mean, abs=1e-5)
-        with in_blocks(model):
+        with faster(model):
+            assert model.config._attn_implementation == (attention_rows if kernel else attention).NAME
             assert float(loss_of(model, model.model, rows)) == pytest.approx(mean, abs=1e-5)
 
 
@@ -321,6 +330,50 @@ def test_attention_in_blocks_is_attention() -> None:
     whole = torch.nn.functional.scaled_dot_product_attention(query, *wide, attn_mask=mask, scale=0.3)
     torch.testing.assert_close(mine, whole.transpose(1, 2))
     graded = [torch.autograd.grad(out.square().sum(), (query, key, value)) for out in (mine, whole)]
+    for a, b in zip(*graded, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+def _packed(rng: np.random.Generator, rows: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Clumps and branches of random packed rows, padding at the end; openings and conversations are of any length."""
+    clumps, branches = np.zeros((rows, length), np.int64), np.zeros((rows, length), np.int64)
+    for row in range(rows):
+        at, number = 0, 0
+        while at < length and (number == 0 or rng.random() < 0.8):
+            number += 1
+            end = at + int(rng.integers(1, length - at + 1))
+            clumps[row, at:end] = number
+            at += int(rng.integers(0, end - at + 1))
+            for branch in range(1, length):
+                if at >= end:
+                    break
+                size = int(rng.integers(1, end - at + 1))
+                branches[row, at : at + size] = branch
+                at += size
+    return clumps, branches
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.integers(0, 2**32 - 1), st.integers(1, 200), st.sampled_from([(4, 2, 16), (3, 1, 32), (6, 2, 64), (2, 2, 128)])
+)
+def test_the_attention_kernel_is_attention(seed: int, length: int, shape: tuple[int, int, int]) -> None:
+    if attention_rows.why_not() is not None:
+        pytest.skip(f"no attention kernel: {attention_rows.why_not()}")
+    heads, kv, dim = shape
+    generator, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
+    # As the projections give them: the heads of a token side by side.
+    query, key, value = (
+        torch.randn(2, length, n, dim, generator=generator).transpose(1, 2).requires_grad_() for n in (heads, kv, kv)
+    )
+    clumps, branches = _packed(rng, 2, length)
+    mask = sight(torch.from_numpy(clumps), torch.from_numpy(branches))
+    wide = [t.repeat_interleave(heads // kv, 1) for t in (key, value)]
+    whole = torch.nn.functional.scaled_dot_product_attention(query, *wide, attn_mask=mask, scale=0.3).transpose(1, 2)
+    mine, _ = attention_rows.rows(None, query, key, value, attention_rows.bounds(clumps, branches), scaling=0.3)
+    torch.testing.assert_close(mine, whole, atol=2e-5, rtol=1e-4)
+    weight = torch.randn(whole.shape, generator=generator)
+    graded = [torch.autograd.grad((out * weight).sum(), (query, key, value)) for out in (mine, whole)]
     for a, b in zip(*graded, strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 

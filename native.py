@@ -1,0 +1,20 @@
+"""C++ of ours, compiled for this machine when it is first needed, with the compiler that torch.compile uses."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+
+def load_native(source: Path) -> ctypes.CDLL | str:
+    """The library that `source` makes, or why it cannot be had: no compiler, or code that does not load.
+
+    Compiling takes seconds, once: torch keeps what it made beside its other compiled code.
+    """
+    try:
+        from torch._inductor.codecache import CppCodeCache
+
+        library: ctypes.CDLL = CppCodeCache.load(source.read_text())
+    except Exception as error:  # whatever a compiler, or torch's way to call it, may come up with
+        return f"{type(error).__name__}: {(str(error).strip() or 'no reason').splitlines()[0]}"
+    return library
