@@ -102,10 +102,13 @@ def faster(model: Any) -> Iterator[None]:
 
 def _fits(model: Any) -> bool:
     """Whether a model can use the kernel, which is for float32: where bfloat16 is fast, models are trained in that."""
-    heads = model.config.num_attention_heads
-    dim = getattr(model.config, "head_dim", None) or model.config.hidden_size // heads
-    fits = dim in attention_rows.DIMS and heads % model.config.num_key_value_heads == 0
-    return fits and not bfloat16_is_fast() and attention_rows.why_not() is None
+    config = model.config
+    heads = config.num_attention_heads
+    shared = heads % (getattr(config, "num_key_value_heads", None) or heads) == 0
+    # Some models' values are of another width than their keys.
+    dim = None if hasattr(config, "v_head_dim") else getattr(config, "head_dim", None) or config.hidden_size // heads
+    mine = model.dtype == torch.float32 and not bfloat16_is_fast()
+    return shared and dim in attention_rows.DIMS and mine and attention_rows.why_not() is None
 
 
 def mask_for(model: Any, rows: Rows, clumps: torch.Tensor, branches: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

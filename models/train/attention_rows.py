@@ -99,7 +99,13 @@ def attend(
 
     Returns:
         [batch, length, heads, dim], and the logarithm of each softmax's denominator, [batch, heads, length].
+
+    Raises:
+        ValueError: tensors that the kernel does not read.
     """
+    wrong = key.shape != value.shape or key.shape[3] != query.shape[3] or query.shape[3] not in DIMS
+    if wrong or {query.dtype, key.dtype, value.dtype} != {torch.float32} or query.shape[1] % key.shape[1]:
+        raise ValueError(f"attention of {query.dtype} {list(query.shape)} over {list(key.shape)}, {list(value.shape)}")
     query, key, value, seen = _together(query), _together(key), _together(value), seen.contiguous()
     batch, heads, length, dim = query.shape
     out, logs = query.new_empty(batch, length, heads, dim), query.new_empty(batch, heads, length)

@@ -378,6 +378,16 @@ def test_the_attention_kernel_is_attention(seed: int, length: int, shape: tuple[
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 
 
+def test_the_attention_kernel_refuses_what_it_does_not_read() -> None:
+    if attention_rows.why_not() is not None:
+        pytest.skip(f"no attention kernel: {attention_rows.why_not()}")
+    seen = attention_rows.bounds(np.ones((1, 3), np.int64), np.zeros((1, 3), np.int64))
+    query, narrow = torch.zeros(1, 2, 3, 16), torch.zeros(1, 2, 3, 8)
+    for tensors in ((narrow,) * 3, (query, query, narrow), (query.double(),) * 3, (query, query[:, :1], query)):
+        with pytest.raises(ValueError, match="attention of"):
+            attention_rows.attend(*tensors, seen, 1.0)
+
+
 def test_every_parameter_is_in_one_group_and_values_learn_at_their_own_rate() -> None:
     model = _tiny()
     named = dict(model.named_parameters())
