@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 from ...tools.builtin import FAMILIES
@@ -29,8 +30,7 @@ def suite_tasks(split: Split, family: str, n: int, seed: int) -> list[dict[str, 
     The kinds take turns; the expected answer and final state are those of the reference calls on the real tools.
     """
     rng = random.Random(seed)
-    kinds = task_kinds(family)
-    rng.shuffle(kinds)  # so that a few tasks are not all of the first kinds
+    kinds = _shuffled_kinds(rng, family)
     return _tasks(rng, split, family, [(kinds[i % len(kinds)], None) for i in range(n)])
 
 
@@ -41,15 +41,23 @@ def phrased_tasks(split: Split, family: str, seed: int, limit: int | None = None
     take turns as long as they have any left.
     """
     rng = random.Random(seed)
-    kinds = task_kinds(family)
-    rng.shuffle(kinds)
-    left: dict[str, list[str | None]] = {kind: [None] * EACH for kind in KINDS}
-    for kind in kinds:
-        if kind not in KINDS:
-            left[kind] = list(rng.sample(phrasings(split)[family][kind], len(phrasings("test")[family][kind])))
+    kinds = _shuffled_kinds(rng, family)
+    left: dict[str, Sequence[str | None]] = {
+        kind: [None] * EACH
+        if kind in KINDS
+        else rng.sample(phrasings(split)[family][kind], len(phrasings("test")[family][kind]))
+        for kind in kinds
+    }
     rounds = range(max(map(len, left.values())))
     turns = [(kind, left[kind][i]) for i in rounds for kind in kinds if i < len(left[kind])]
     return _tasks(rng, split, family, turns[:limit])
+
+
+def _shuffled_kinds(rng: random.Random, family: str) -> list[str]:
+    """A family's kinds in an order of chance, so that a few tasks are not all of the first ones."""
+    kinds = task_kinds(family)
+    rng.shuffle(kinds)
+    return kinds
 
 
 def _tasks(rng: random.Random, split: Split, family: str, turns: list[tuple[str, str | None]]) -> list[dict[str, Any]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,9 +55,9 @@ def bounds(clumps: NDArray[np.int64], branches: NDArray[np.int64]) -> torch.Tens
         clumps: [batch, length] as in `Rows`, and so are the branches: in runs, an opening before its conversations.
     """
     places = np.broadcast_to(np.arange(clumps.shape[1]), clumps.shape)
-    before = np.zeros_like(clumps[:, :1], bool)
-    other = np.concatenate([~before, clumps[:, 1:] != clumps[:, :-1]], 1)
-    turns = other | np.concatenate([~before, branches[:, 1:] != branches[:, :-1]], 1)
+    start = np.ones_like(clumps[:, :1], bool)
+    other = np.concatenate([start, clumps[:, 1:] != clumps[:, :-1]], 1)
+    turns = other | np.concatenate([start, branches[:, 1:] != branches[:, :-1]], 1)
     first = np.maximum.accumulate(np.where(other, places, 0), 1)
     own = np.maximum.accumulate(np.where(turns, places, 0), 1)
     ended = np.maximum.accumulate(np.where(branches == 0, places + 1, 0), 1)
@@ -165,5 +164,5 @@ def rows(
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """An attention function in transformers' form, whose mask is `bounds`; see `attend`."""
-    scale = 1 / math.sqrt(query.shape[3]) if scaling is None else scaling
+    scale = query.shape[3] ** -0.5 if scaling is None else scaling
     return attend(query, key, value, attention_mask, scale)[0], None

@@ -284,10 +284,15 @@ def _example(rng: np.random.Generator, opening: list[int], size: int) -> Example
     return Example((*opening, *own), (False,) * (len(opening) + 3) + (True,) * size, len(opening))
 
 
+def _need_kernel() -> None:
+    if attention_rows.why_not() is not None:
+        pytest.skip(f"no attention kernel: {attention_rows.why_not()}")
+
+
 @pytest.mark.parametrize("kernel", [True, False])
 def test_packed_conversations_and_shared_openings_change_no_loss(monkeypatch: pytest.MonkeyPatch, kernel: bool) -> None:
-    if kernel and attention_rows.why_not() is not None:
-        pytest.skip(f"no attention kernel: {attention_rows.why_not()}")
+    if kernel:
+        _need_kernel()
     for module in (loop, attention):
         monkeypatch.setattr(module, "bfloat16_is_fast", lambda: False)
     if not kernel:
@@ -358,8 +363,7 @@ def _packed(rng: np.random.Generator, rows: int, length: int) -> tuple[np.ndarra
     st.integers(0, 2**32 - 1), st.integers(1, 200), st.sampled_from([(4, 2, 16), (3, 1, 32), (6, 2, 64), (2, 2, 128)])
 )
 def test_the_attention_kernel_is_attention(seed: int, length: int, shape: tuple[int, int, int]) -> None:
-    if attention_rows.why_not() is not None:
-        pytest.skip(f"no attention kernel: {attention_rows.why_not()}")
+    _need_kernel()
     heads, kv, dim = shape
     generator, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
     # As the projections give them: the heads of a token side by side.
@@ -379,8 +383,7 @@ def test_the_attention_kernel_is_attention(seed: int, length: int, shape: tuple[
 
 
 def test_the_attention_kernel_refuses_what_it_does_not_read() -> None:
-    if attention_rows.why_not() is not None:
-        pytest.skip(f"no attention kernel: {attention_rows.why_not()}")
+    _need_kernel()
     seen = attention_rows.bounds(np.ones((1, 3), np.int64), np.zeros((1, 3), np.int64))
     query, narrow = torch.zeros(1, 2, 3, 16), torch.zeros(1, 2, 3, 8)
     for tensors in ((narrow,) * 3, (query, query, narrow), (query.double(),) * 3, (query, query[:, :1], query)):
