@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -209,11 +209,14 @@ def _table(db: sqlite3.Connection, name: str, column: str | None = None) -> str:
     mistaken for each other. If `name` is `column` once more, the only table that has it is.
     """
     tables = _tables(db)
-    fitting: list[str] = []
-    if column is not None and _named(name, tables, "table") is None:
+
+    def fitting() -> list[str]:
+        if column is None:
+            return []
         having = [one for one in tables if _named(name, [c.name for c in _columns(db, one)], "table") is not None]
         said_twice = key(name, "table") == key(column, "column")
-        fitting = having if said_twice else [one for one in having if key(one, "table") == key(column, "column")]
+        return having if said_twice else [one for one in having if key(one, "table") == key(column, "column")]
+
     return _known(name, tables, "table", fitting)
 
 
@@ -224,12 +227,12 @@ def _column(db: sqlite3.Connection, table: str, name: str, value: str | None = N
     only one with numbers.
     """
     columns = {column.name: column for column in _columns(db, table)}
-    fitting: list[str] = []
-    if _named(name, list(columns), "column") is None:
+
+    def fitting() -> list[str]:
         if value is not None:
-            fitting = [c.name for c in columns.values() if _holds(db, table, c, value)]
-        elif key(name, "column") == key(table, "table"):
-            fitting = [c.name for c in columns.values() if c.number]
+            return [c.name for c in columns.values() if _holds(db, table, c, value)]
+        return [c.name for c in columns.values() if c.number] if key(name, "column") == key(table, "table") else []
+
     return columns[_known(name, list(columns), "column", fitting)]
 
 
@@ -247,12 +250,13 @@ def _named(name: str, known: list[str], what: str) -> str | None:
     return next((one for one in known if key(one, what) == wanted), None)
 
 
-def _known(name: str, known: list[str], what: str, fitting: list[str]) -> str:
-    """`name` as it stands in the schema: no other text is ever put into a query. Where none of the known is near to it,
-    the one that is `fitting` is proposed, if it is the only one."""
+def _known(name: str, known: list[str], what: str, fitting: Callable[[], list[str]]) -> str:
+    """`name` as it stands in the schema: no other text is ever put into a query. Where it does not stand there and none
+    of the known is near to it, the one that is `fitting` is proposed, if it is the only one."""
     found = _named(name, known, what)
     if found is None:
-        raise not_found(f"no {what} named", name, known, fitting[0] if len(fitting) == 1 else None)
+        proposed = fitting()
+        raise not_found(f"no {what} named", name, known, proposed[0] if len(proposed) == 1 else None)
     return found
 
 
@@ -272,7 +276,8 @@ def _wanted(column: _Column, value: str) -> str | float | None:
     """A value as it is compared with a column's cells; None where these are numbers and it is none."""
     if not column.number:
         return text(value).casefold()
-    return float(value) if _NUMBER.fullmatch(value.strip()) else None
+    number = value.strip()
+    return float(number) if _NUMBER.fullmatch(number) else None
 
 
 def _same(cell: Any, wanted: str | float) -> bool:
