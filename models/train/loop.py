@@ -174,7 +174,9 @@ def optimizers(named: Mapping[str, torch.nn.Parameter], recipe: Recipe) -> list[
         }
         for (matrix, value), members in groups.items()
     ]
-    found: list[torch.optim.Optimizer] = [torch.optim.AdamW(rest, lr=recipe.lr, betas=(0.9, recipe.beta2), fused=True)]
+    found: list[torch.optim.Optimizer] = []
+    if rest:
+        found.append(torch.optim.AdamW(rest, lr=recipe.lr, betas=(0.9, recipe.beta2), fused=True))
     if inside:
         matrices = [{"params": [named[n] for n in named if n in inside], "share": 1.0}]
         found.append(
