@@ -161,27 +161,28 @@ def optimizers(named: Mapping[str, torch.nn.Parameter], recipe: Recipe) -> list[
     Every group has a `share` of the learning rate: `value_ratio` for value projections (arXiv 2410.02247, section 4:
     the value side wants a larger one), else 1.
     """
-    inside = {n for n, p in named.items() if p.ndim == 2 and ".layers." in n and recipe.optimizer == "muon"}
-    groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
+    groups: dict[tuple[bool, bool, bool], list[torch.nn.Parameter]] = {}
     for name, parameter in named.items():
-        if name not in inside:
-            groups.setdefault((parameter.ndim > 1, "v_proj" in name), []).append(parameter)
-    rest = [
-        {
-            "params": members,
-            "weight_decay": recipe.weight_decay if matrix else 0.0,
-            "share": recipe.value_ratio if value else 1.0,
-        }
-        for (matrix, value), members in groups.items()
-    ]
+        matrix = parameter.ndim > 1
+        inside = recipe.optimizer == "muon" and parameter.ndim == 2 and ".layers." in name
+        groups.setdefault((inside, matrix, "v_proj" in name), []).append(parameter)
+    adam, muon = (
+        [
+            {
+                "params": members,
+                "weight_decay": recipe.weight_decay if matrix else 0.0,
+                "share": recipe.value_ratio if value else 1.0,
+            }
+            for (inside, matrix, value), members in groups.items()
+            if inside == wanted
+        ]
+        for wanted in (False, True)
+    )
     found: list[torch.optim.Optimizer] = []
-    if rest:
-        found.append(torch.optim.AdamW(rest, lr=recipe.lr, betas=(0.9, recipe.beta2), fused=True))
-    if inside:
-        matrices = [{"params": [named[n] for n in named if n in inside], "share": 1.0}]
-        found.append(
-            torch.optim.Muon(matrices, lr=recipe.lr, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw")
-        )
+    if adam:
+        found.append(torch.optim.AdamW(adam, lr=recipe.lr, betas=(0.9, recipe.beta2), fused=True))
+    if muon:
+        found.append(torch.optim.Muon(muon, lr=recipe.lr, adjust_lr_fn="match_rms_adamw"))
     return found
 
 

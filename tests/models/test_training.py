@@ -401,9 +401,8 @@ def test_every_parameter_is_in_one_group_and_values_learn_at_their_own_rate() ->
         shares = {names[id(p)]: g["share"] for s in steppers for g in s.param_groups for p in g["params"]}
         assert sum(len(g["params"]) for s in steppers for g in s.param_groups) == len(named)
         assert shares.keys() == named.keys()
-        if optimizer == "adamw":
-            assert {n for n, share in shares.items() if share == 4.0} == {n for n in named if "v_proj" in n}
-        else:
+        assert {n for n, share in shares.items() if share == 4.0} == {n for n in named if "v_proj" in n}
+        if optimizer == "muon":
             inside = {names[id(p)] for g in steppers[1].param_groups for p in g["params"]}
             assert inside == {n for n, p in named.items() if ".layers." in n and p.ndim == 2}
         decayed = {names[id(p)] for g in steppers[0].param_groups if g["weight_decay"] for p in g["params"]}

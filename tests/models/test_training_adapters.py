@@ -221,19 +221,21 @@ def test_a_placement_adapts_what_it_names_and_no_other_layer(tiny_model: Path) -
         fresh_adapter(tiny_model, recipe.model_copy(update={"layers_from": 3}), seed=0)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_an_adapter_of_the_top_layers_is_one_that_peft_and_the_engine_load(
-    tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str], optimizer: str
 ) -> None:
     from peft import PeftModel
 
     recipe = tmp_path / "top.yaml"
-    recipe.write_text(RECIPE.replace("}", ", layers_from: 1}"))
+    recipe.write_text(RECIPE.replace("}", f", layers_from: 1, optimizer: {optimizer}}}"))
     data = _write(tmp_path / "mine.jsonl", _rows(12))
     options = ["--data", str(data), "--recipe", str(recipe), "--base", str(tiny_model), "--out", str(tmp_path / "top")]
     assert main(["train", "adapter", "mine", *options, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["recipe"]["layers_from"] == 1
     tensors = load_file(tmp_path / "top" / "adapter_model.safetensors")
     assert {name.split(".layers.")[1][0] for name in tensors} == {"1", "2"}
+    assert all(tensor.any() for tensor in tensors.values())  # B is zero until it is trained
     base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
     loaded = PeftModel.from_pretrained(base, tmp_path / "top").state_dict()
     for name, tensor in tensors.items():
