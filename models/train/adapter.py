@@ -26,6 +26,9 @@ from .recipe import Recipe
 SEEDS = 3
 """How many initial weights in a row may fail before an adapter is given up; the order of the data stays."""
 
+APART = 100_000
+"""Chunks between the data of one seed and the next, where an adapter is trained further and seeds differ in these."""
+
 Batches = Callable[[int], Iterator[Rows]]
 Report = Callable[[list[Point], float], None]
 
@@ -49,6 +52,40 @@ class Run:
     calls: list[Calls] | None
 
 
+@dataclass(frozen=True)
+class Start:
+    """A trained adapter that is trained further.
+
+    Attributes:
+        folder: in PEFT's form.
+        before: what its profile says of how it was made; `profile` in it is the profile's name and version.
+    """
+
+    folder: Path
+    before: dict[str, Any]
+
+    @property
+    def rounds(self) -> int:
+        """How often an adapter was trained to make this one."""
+        return 1 if (earlier := self.before.get("before")) is None else 1 + Start(self.folder, earlier).rounds
+
+
+def of_start(recipe: Recipe, start: Start) -> Recipe:
+    """The recipe with the adapter's own rank, alpha, modules and layers."""
+    from peft import PeftConfig
+
+    config: Any = PeftConfig.from_pretrained(str(start.folder))
+    layers = config.layers_to_transform
+    return recipe.model_copy(
+        update={
+            "rank": config.r,
+            "alpha": config.lora_alpha,
+            "targets": tuple(sorted(config.target_modules)),
+            "layers_from": None if layers is None else min([layers] if isinstance(layers, int) else layers),
+        }
+    )
+
+
 def lora_config(recipe: Recipe, layers: int) -> Any:
     """PEFT's configuration for a base of so many layers.
 
@@ -70,13 +107,16 @@ def lora_config(recipe: Recipe, layers: int) -> Any:
     )
 
 
-def fresh_adapter(base: Path, recipe: Recipe, seed: int, device: str = "cpu") -> Any:
-    """The base with an untrained adapter, whose initial weights are the seed's whatever the device."""
-    from peft import get_peft_model
+def fresh_adapter(base: Path, recipe: Recipe, seed: int, device: str = "cpu", start: Start | None = None) -> Any:
+    """The base with an adapter to train: an untrained one, whose initial weights are the seed's whatever the device, or
+    the one to start from."""
+    from peft import PeftModel, get_peft_model
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    if start is not None:
+        return PeftModel.from_pretrained(model, start.folder, is_trainable=True).to(device)
     return get_peft_model(model, lora_config(recipe, model.config.get_text_config().num_hidden_layers)).to(device)
 
 
@@ -98,16 +138,20 @@ def runs(
     base: Path,
     tokenizer: Any,
     recipe: Recipe,
-    batches: Batches,
+    batches: Callable[[int], Batches],
     held: Held,
     count: int,
     *,
+    start: Start | None = None,
     device: str = "cpu",
     work: Path | None = None,
     report: Report | None = None,
 ) -> tuple[list[Run], list[dict[str, Any]]]:
     """Adapters from `count` seeds that did not fail, from the recipe's upwards, and the seeds that failed, with the
     reason.
+
+    Args:
+        batches: a seed -> the batches to train on.
 
     Raises:
         FailedRun: the run failed from `SEEDS` seeds in a row.
@@ -119,10 +163,10 @@ def runs(
     for seed in itertools.count(recipe.seed):
         if len(good) == count:
             break
-        tuned = fresh_adapter(base, recipe, seed, device)
+        tuned = fresh_adapter(base, recipe, seed, device, start)
         place = None if work is None else work / f"seed-{seed}"
         try:
-            curve = fit(tuned, recipe, batches, checkpoint=place, report=report)
+            curve = fit(tuned, recipe, batches(seed), checkpoint=place, report=report)
         except FailedRun as error:
             failed.append({"seed": seed, "why": str(error)})
             in_a_row += 1
@@ -187,6 +231,7 @@ def train_adapter(
     *,
     held: Held | None = None,
     seeds: int = 1,
+    start: Start | None = None,
     device: str = "cpu",
     work: Path | None = None,
     report: Report | None = None,
@@ -201,7 +246,10 @@ def train_adapter(
         documents: the number of a chunk -> its documents, endless.
         source: what the data is, for the card.
         held: conversations to score on; none by default.
-        seeds: initial weights to train from; the order of the data stays that of the recipe's seed.
+        seeds: initial weights to train from; the order of the data stays that of the recipe's seed. From a `start`,
+            whose weights are what they are, each seed has data, or an order of it, of its own.
+        start: an adapter to train further; rank, alpha, modules and layers are its own, whatever the recipe says, and
+            what is known of it becomes `before` in the card.
         device: `cpu`, `cuda` or `cuda:0`.
         work: folder for checkpoints; an interrupted run goes on from there.
 
@@ -217,18 +265,29 @@ def train_adapter(
 
     held = held or Held(())
     tokenizer = AutoTokenizer.from_pretrained(base)
+    if start is not None:
+        recipe = of_start(recipe, start)
     config = lora_config(recipe, AutoConfig.from_pretrained(base).get_text_config().num_hidden_layers)
     sample = list(itertools.islice(documents(0), 200))
     for document in sample[:3]:
         encode(tokenizer, document)  # a template that cannot be trained on is told before the training starts
-    batches = chunked(recipe, tokenizer, documents)
+    shared = chunked(recipe, tokenizer, documents)
+    if start is None and seeds > 1:
+        shared = remembered(shared)
+
+    def batches(seed: int) -> Batches:
+        if start is None or seed == recipe.seed:
+            return shared
+        return chunked(recipe, tokenizer, lambda chunk: documents(chunk + APART * (seed - recipe.seed)))
+
     trained, failed = runs(
         base,
         tokenizer,
         recipe,
-        remembered(batches) if seeds > 1 else batches,
+        batches,
         held,
         seeds,
+        start=start,
         device=device,
         work=work,
         report=report,
@@ -257,5 +316,7 @@ def train_adapter(
         "final_loss": final_loss(kept.curve),
         "scores": scores(trained, held),
     }
+    if start is not None:
+        card["before"] = start.before
     write_atomic(directory / "card.json", json.dumps(card, indent=2) + "\n")
     return card

@@ -13,7 +13,9 @@ from ...arguments import above_zero, need_png, positive
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ..card import ModelCard
     from ..embedded.answers import Style
+    from .adapter import Start
     from .held import Held
     from .loop import Point
     from .recipe import Recipe
@@ -51,6 +53,11 @@ def add_commands(subparsers: Any) -> Any:
     _source(adapter)
     adapter.add_argument("--base", default="trimtab-nano", help="base model: name or folder (default %(default)s)")
     adapter.add_argument("--recipe", type=Path, default=RECIPES / "adapter.yaml", help="a recipe file")
+    adapter.add_argument(
+        "--go-on-from",
+        metavar="PROFILE",
+        help="train this profile's adapter further; under its own name, as its next version",
+    )
     adapter.add_argument("--steps", type=int, help="optimizer steps, instead of the recipe's")
     adapter.add_argument("--seed", type=int, help="seed, instead of the recipe's")
     adapter.add_argument(
@@ -287,6 +294,12 @@ def run_adapter(args: argparse.Namespace) -> int:
 
     recipe = load_recipe(args.recipe, steps=args.steps, seed=args.seed)
     base = find_model(args.base)
+    start, version = None, "1"
+    if args.go_on_from:
+        start, version = _start(args, base)
+        if args.seed is None:
+            # Other conversations, or another order, than it was trained on before.
+            recipe = recipe.model_copy(update={"seed": recipe.seed + start.rounds})
     report = _reporter(args)
     device = _machine(args)
     with ExitStack() as stack:
@@ -301,13 +314,33 @@ def run_adapter(args: argparse.Namespace) -> int:
             target,
             held=held,
             seeds=args.seeds,
+            start=start,
             device=device,
             work=args.work,
             report=report,
         )
-        where = args.out or adapter_profile(args.name, target, base, card, _store(args))
+        where = args.out or adapter_profile(args.name, target, base, card, _store(args), version)
     _print_card(card, where, args.json)
     return 0
+
+
+def _start(args: argparse.Namespace, base: ModelCard) -> tuple[Start, str]:
+    """The adapter that `--go-on-from` names, and the version of the profile to make of it."""
+    from ...errors import BadInput
+    from ...steering.files import model_sha256
+    from .adapter import Start
+    from .score import adapter_of
+
+    profile = _store(args).get(args.go_on_from)
+    known = {"profile": profile.id, "sha256": profile.sha256, **(profile.document.provenance or {})}
+    start = Start(adapter_of(profile, model_sha256(base.path)), known)
+    if profile.name != args.name:
+        return start, "1"
+    if not profile.version.isdecimal():
+        raise BadInput(
+            f"{profile.id} has no next version", where="--go-on-from", fix="Train it further under another name"
+        )
+    return start, str(int(profile.version) + 1)
 
 
 def run_score(args: argparse.Namespace) -> int:
@@ -412,7 +445,7 @@ def _conversations(args: argparse.Namespace, base: Path, recipe: Recipe, stack: 
     from transformers import AutoTokenizer
 
     rows = read_examples(args.data, fits(AutoTokenizer.from_pretrained(base), recipe.length))
-    learned, held = hold_back(rows, recipe.seed)
+    learned, held = hold_back(rows)
     source = {"file": args.data.resolve().name, "rows": len(rows), "trained_on": len(learned)}
     return repeated(learned, recipe.seed), source | {"sha256": data_hash(rows)}, of_rows(held, len(rows))
 

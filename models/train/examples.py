@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import BadInput
-from .data import encode
+from .data import data_hash, encode
 
 Row = dict[str, Any]
 HELD_BACK = 0.1
@@ -96,12 +96,16 @@ def fits(tokenizer: Any, length: int) -> Callable[[Row], str | None]:
     return check
 
 
-def hold_back(rows: list[Row], seed: int) -> tuple[list[Row], list[Row]]:
-    """The rows to train on and those held back: a tenth, at least one, drawn by the seed; none of a single row."""
+def hold_back(rows: list[Row]) -> tuple[list[Row], list[Row]]:
+    """The rows to train on and those held back: a tenth, at least one; none of a single row.
+
+    Which ones is decided by what they say: the same rows are held back whatever the seed, and from an adapter that is
+    trained further too.
+    """
     if len(rows) < 2:
         return rows, []
     count = max(1, round(HELD_BACK * len(rows)))
-    chosen = set(random.Random(seed).sample(range(len(rows)), count))
+    chosen = set(sorted(range(len(rows)), key=lambda i: data_hash([rows[i]]))[:count])
     return [r for i, r in enumerate(rows) if i not in chosen], [r for i, r in enumerate(rows) if i in chosen]
 
 

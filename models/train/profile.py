@@ -12,8 +12,10 @@ from ...steering.store import ProfileStore
 from ..card import ModelCard
 
 
-def adapter_profile(name: str, adapter: Path, base: ModelCard, card: dict[str, Any], store: ProfileStore) -> Path:
-    """Save a profile with nothing but an adapter; a profile of that name in the store's own root is replaced.
+def adapter_profile(
+    name: str, adapter: Path, base: ModelCard, card: dict[str, Any], store: ProfileStore, version: str = "1"
+) -> Path:
+    """Save a profile with nothing but an adapter; one of that name and version in the store's own root is replaced.
 
     Args:
         adapter: the PEFT folder; it is copied.
@@ -25,6 +27,7 @@ def adapter_profile(name: str, adapter: Path, base: ModelCard, card: dict[str, A
     document = Document(
         format=1,
         name=name,
+        version=version,
         description=f"LoRA adapter trained on {card['data'].get('family') or card['data'].get('file')}",
         base=BaseEntry(model=base.name, sha256=base.sha256),
         adapter=AdapterEntry(path="adapter", sha256=card["sha256"]),

@@ -221,6 +221,40 @@ def test_a_placement_adapts_what_it_names_and_no_other_layer(tiny_model: Path) -
         fresh_adapter(tiny_model, recipe.model_copy(update={"layers_from": 3}), seed=0)
 
 
+def test_an_adapter_is_trained_further_into_its_next_version(
+    tmp_path: Path, tiny_model: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = tmp_path / "s"
+    data = _write(tmp_path / "mine.jsonl", _rows(30))
+    options = ["--data", str(data), "--base", str(tiny_model), "--store", str(store), "--json"]
+    assert main(["train", "adapter", "mine", *options, "--recipe", str(recipe)]) == 0
+    first = json.loads(capsys.readouterr().out)
+    # Of another rank, and hardly a step: what comes out is what it started from.
+    gentle = tmp_path / "gentle.yaml"
+    gentle.write_text("{steps: 1, batch: 2, length: 96, lr: 1.0e-9, rank: 2, alpha: 2, targets: [q_proj]}")
+    more = [*options, "--recipe", str(gentle)]
+    assert main(["train", "adapter", "mine", *more, "--go-on-from", "mine", "--seeds", "2"]) == 0
+    second = json.loads(capsys.readouterr().out)
+    before, after = (load_file(store / f"mine@{v}" / "adapter" / "adapter_model.safetensors") for v in (1, 2))
+    assert before.keys() == after.keys()
+    for name in before:
+        assert torch.allclose(before[name], after[name], rtol=0, atol=1e-7), name
+    assert [second["recipe"][key] for key in ("rank", "alpha", "seed")] == [4, 8, 1]
+    assert second["recipe"]["targets"] == sorted(first["recipe"]["targets"])
+    assert second["before"]["profile"] == "mine@1"
+    assert second["before"]["tokens"] == first["tokens"]
+    assert second["scores"]["held_loss"] == pytest.approx(first["scores"]["held_loss"], abs=1e-4)
+    # The rows are not those that it began with, nor the same for both seeds.
+    assert len({first["first_loss"], *(s["final_loss"] for s in second["scores"]["seeds"])}) == 3
+    assert main(["train", "adapter", "mine", *more, "--go-on-from", "mine"]) == 0
+    third = json.loads(capsys.readouterr().out)
+    assert (third["before"]["profile"], third["recipe"]["seed"]) == ("mine@2", 2)
+    assert main(["train", "adapter", "other", *more, "--go-on-from", "mine@1"]) == 0
+    assert sorted(folder.name for folder in store.iterdir()) == ["mine@1", "mine@2", "mine@3", "other@1"]
+    assert main(["train", "adapter", "mine", *more, "--go-on-from", "nobody"]) == 2
+    assert "nobody" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_an_adapter_of_the_top_layers_is_one_that_peft_and_the_engine_load(
     tmp_path: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str], optimizer: str

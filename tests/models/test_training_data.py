@@ -252,13 +252,17 @@ def test_a_line_of_a_file_is_a_line_whatever_a_string_holds(
 
 def test_a_tenth_of_a_users_rows_is_held_back_and_always_the_same() -> None:
     rows = [{"n": i} for i in range(300)]
-    learned, held = hold_back(rows, 4)
+    learned, held = hold_back(rows)
     assert len(held) == 30
     assert sorted(r["n"] for r in learned + held) == list(range(300))
-    assert hold_back(rows, 4) == (learned, held)
-    assert hold_back(rows, 5) != (learned, held)
-    assert [len(part) for part in hold_back(rows[:3], 0)] == [2, 1]
-    assert hold_back(rows[:1], 0) == (rows[:1], [])  # there must be something to learn from
+    assert hold_back(rows) == (learned, held)
+    again = hold_back(rows[::-1])
+    assert again == (learned[::-1], held[::-1])  # whatever their order
+    more, kept = hold_back([*rows, *({"m": i} for i in range(300))])
+    assert sum(r in kept for r in held) > 20  # and mostly those when rows are added
+    assert len(more) == 540
+    assert [len(part) for part in hold_back(rows[:3])] == [2, 1]
+    assert hold_back(rows[:1]) == (rows[:1], [])  # there must be something to learn from
 
 
 def test_what_does_not_fit_a_row_is_told(tokenizer: Any) -> None:
