@@ -52,7 +52,7 @@ def add_commands(subparsers: Any) -> Any:
     adapter.add_argument("name", help="the profile's name")
     _source(adapter)
     adapter.add_argument("--base", default="trimtab-nano", help="base model: name or folder (default %(default)s)")
-    adapter.add_argument("--recipe", type=Path, default=RECIPES / "adapter.yaml", help="a recipe file")
+    adapter.add_argument("--recipe", type=Path, help="a recipe file; by default adapter.yaml or adapter_more.yaml")
     adapter.add_argument(
         "--go-on-from",
         metavar="PROFILE",
@@ -292,7 +292,8 @@ def run_adapter(args: argparse.Namespace) -> int:
     from .profile import adapter_profile
     from .recipe import load_recipe
 
-    recipe = load_recipe(args.recipe, steps=args.steps, seed=args.seed)
+    usual = RECIPES / ("adapter_more.yaml" if args.go_on_from else "adapter.yaml")
+    recipe = load_recipe(args.recipe or usual, steps=args.steps, seed=args.seed)
     base = find_model(args.base)
     start, version = None, "1"
     if args.go_on_from:
