@@ -5,6 +5,14 @@
 
 #include <cstdint>
 
+// torch compiles with -ffp-contract=off, so that its code rounds as torch does uncompiled. These sums are nobody's to
+// match: products go into them unrounded, which is nearer to the truth and a fifth faster.
+#ifdef __clang__
+#pragma clang fp contract(fast)
+#else
+#pragma GCC optimize("fp-contract=fast")
+#endif
+
 typedef float vec __attribute__((vector_size(64), aligned(4), may_alias));
 typedef uint32_t vec_bits __attribute__((vector_size(64), aligned(4), may_alias));
 typedef uint16_t half_bits __attribute__((vector_size(32), aligned(2), may_alias));
