@@ -58,7 +58,7 @@ class Start:
 
     Attributes:
         folder: in PEFT's form.
-        before: what its profile says of how it was made; `profile` in it is the profile's name and version.
+        before: what its profile says of how it was made, and as `profile` and `sha256` which one it is.
     """
 
     folder: Path
@@ -67,7 +67,11 @@ class Start:
     @property
     def rounds(self) -> int:
         """How often an adapter was trained to make this one."""
-        return 1 if (earlier := self.before.get("before")) is None else 1 + Start(self.folder, earlier).rounds
+        count = 1
+        known = self.before.get("before")
+        while known is not None:
+            count, known = count + 1, known.get("before")
+        return count
 
 
 def of_start(recipe: Recipe, start: Start) -> Recipe:
@@ -145,6 +149,7 @@ def runs(
     start: Start | None = None,
     device: str = "cpu",
     work: Path | None = None,
+    of: str = "",
     report: Report | None = None,
 ) -> tuple[list[Run], list[dict[str, Any]]]:
     """Adapters from `count` seeds that did not fail, from the recipe's upwards, and the seeds that failed, with the
@@ -152,6 +157,7 @@ def runs(
 
     Args:
         batches: a seed -> the batches to train on.
+        of: what a checkpoint in `work` must be of to be gone on from, besides the recipe.
 
     Raises:
         FailedRun: the run failed from `SEEDS` seeds in a row.
@@ -166,7 +172,7 @@ def runs(
         tuned = fresh_adapter(base, recipe, seed, device, start)
         place = None if work is None else work / f"seed-{seed}"
         try:
-            curve = fit(tuned, recipe, batches(seed), checkpoint=place, report=report)
+            curve = fit(tuned, recipe, batches(seed), checkpoint=place, of=of, report=report)
         except FailedRun as error:
             failed.append({"seed": seed, "why": str(error)})
             in_a_row += 1
@@ -271,6 +277,7 @@ def train_adapter(
     sample = list(itertools.islice(documents(0), 200))
     for document in sample[:3]:
         encode(tokenizer, document)  # a template that cannot be trained on is told before the training starts
+    base_sha256, sample_sha256 = weights_sha256(base), data_hash(sample)
     shared = chunked(recipe, tokenizer, documents)
     if start is None and seeds > 1:
         shared = remembered(shared)
@@ -290,6 +297,7 @@ def train_adapter(
         start=start,
         device=device,
         work=work,
+        of=f"base {base_sha256}, data {sample_sha256}, start {start and start.before['sha256']}",
         report=report,
     )
     kept = trained[0]
@@ -302,13 +310,13 @@ def train_adapter(
     write_atomic(directory / "adapter_config.json", json.dumps(settings, indent=2, sort_keys=True, default=str) + "\n")
     card = {
         "base": base_name,
-        "base_sha256": weights_sha256(base),
+        "base_sha256": base_sha256,
         "sha256": file_sha256(directory / "adapter_model.safetensors"),
         "parameters": sum(t.numel() for t in kept.tensors.values()),
         "recipe": recipe.model_dump(mode="json"),
         "kept_seed": kept.seed,
         "failed": failed,
-        "data": {**source, "sample_sha256": data_hash(sample)},
+        "data": {**source, "sample_sha256": sample_sha256},
         "tokens": kept.curve[-1].tokens,
         "device": device_name(device),
         "seconds": round(kept.curve[-1].seconds),

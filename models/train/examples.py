@@ -99,8 +99,8 @@ def fits(tokenizer: Any, length: int) -> Callable[[Row], str | None]:
 def hold_back(rows: list[Row]) -> tuple[list[Row], list[Row]]:
     """The rows to train on and those held back: a tenth, at least one; none of a single row.
 
-    Which ones is decided by what they say: the same rows are held back whatever the seed, and from an adapter that is
-    trained further too.
+    Which ones is decided by what they say, not by a seed: an adapter that is trained further on the same rows is not
+    scored on what it learned before.
     """
     if len(rows) < 2:
         return rows, []

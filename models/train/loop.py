@@ -193,9 +193,10 @@ def save_checkpoint(
     recipe: Recipe,
     step: int,
     curve: list[Point],
+    of: str = "",
 ) -> None:
-    """Write all that is needed to go on: trainable weights, optimizer state, recipe, step, curve. Whole or not at
-    all."""
+    """Write all that is needed to go on: trainable weights, optimizer state, recipe, what it is of, step, curve. Whole
+    or not at all."""
     directory.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, torch.Tensor] = {}
     for name, parameter in named.items():
@@ -204,7 +205,8 @@ def save_checkpoint(
             for key, value in stepper.state.get(parameter, {}).items():
                 tensors[f"o.{key}.{name}"] = torch.as_tensor(value).detach().clone()
     fresh = directory / "state.new"
-    about = {"step": str(step), "recipe": _identity(recipe), "curve": json.dumps([asdict(p) for p in curve])}
+    points = json.dumps([asdict(p) for p in curve])
+    about = {"step": str(step), "recipe": _identity(recipe), "of": of, "curve": points}
     save_file(tensors, fresh, about)
     fresh.replace(directory / "state.safetensors")
 
@@ -214,11 +216,12 @@ def load_checkpoint(
     named: Mapping[str, torch.nn.Parameter],
     steppers: Sequence[torch.optim.Optimizer],
     recipe: Recipe,
+    of: str = "",
 ) -> tuple[int, list[Point]]:
     """Put a checkpoint back into model and optimizers; returns the step to go on with and the curve so far.
 
     Raises:
-        BadInput: the checkpoint was made with another recipe.
+        BadInput: the checkpoint was made with another recipe, or is of something else.
     """
     from safetensors import safe_open
 
@@ -227,9 +230,10 @@ def load_checkpoint(
         return 0, []
     with safe_open(file, "pt") as opened:
         about = opened.metadata() or {}
-    if about.get("recipe") != _identity(recipe):
+    other = "recipe" if about.get("recipe") != _identity(recipe) else "base, other data or another start"
+    if about.get("recipe") != _identity(recipe) or about.get("of", "") != of:
         raise BadInput(
-            "is a checkpoint of another recipe", where=str(file), fix="Give another --work folder, or delete this one"
+            f"is a checkpoint of another {other}", where=str(file), fix="Give another --work folder, or delete this one"
         )
     tensors = load_file(file)
     states: dict[str, dict[str, torch.Tensor]] = {}
@@ -288,6 +292,7 @@ def fit(
     variants: Variants | None = None,
     checkpoint: Path | None = None,
     every: int | None = None,
+    of: str = "",
     report: Callable[[list[Point], float], None] | None = None,
 ) -> list[Point]:
     """Train `model` in place, on the device it is on.
@@ -299,6 +304,7 @@ def fit(
         variants: the embedding as a function of fewer parameters; these are trained instead, and written into the
             model in the end.
         checkpoint: folder to resume from and save to, every `every` steps; 100 by default, on a GPU 1000.
+        of: what besides the recipe a checkpoint must be of to be resumed from: base, data.
         report: called at each point with the curve so far and the seconds that are left at this speed.
 
     Returns:
@@ -314,7 +320,7 @@ def fit(
         named |= {f"variants.{n}": p for n, p in variants.named_parameters()}
     steppers, given = optimizers(named, recipe), recipe
     every = every or (100 if model.device.type == "cpu" else 1000)
-    start, curve = load_checkpoint(checkpoint, named, steppers, recipe) if checkpoint else (0, [])
+    start, curve = load_checkpoint(checkpoint, named, steppers, recipe, of) if checkpoint else (0, [])
     backbone = backbone_of(model)
     compiled = recipe.compile and recipe.steps - start >= PAYS[model.device.type] and can_compile()
     if compiled:
@@ -359,7 +365,7 @@ def fit(
                 if wrong is not None:
                     raise FailedRun(wrong, where=f"step {step + 1}", fix="Try another --seed or a lower learning rate")
             if checkpoint and ((step + 1) % every == 0 or last):
-                save_checkpoint(checkpoint, named, steppers, recipe, step + 1, curve)
+                save_checkpoint(checkpoint, named, steppers, recipe, step + 1, curve, of)
             if last:
                 break
     if variants is not None:

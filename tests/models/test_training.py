@@ -250,6 +250,8 @@ def test_a_checkpoint_of_another_recipe_is_refused(tmp_path: Path) -> None:
     fit(_tiny(), RECIPE, _batches, checkpoint=tmp_path)
     with pytest.raises(BadInput, match="another recipe"):
         fit(_tiny(), RECIPE.model_copy(update={"lr": 2e-3}), _batches, checkpoint=tmp_path)
+    with pytest.raises(BadInput, match="other data"):
+        fit(_tiny(), RECIPE, _batches, checkpoint=tmp_path, of="rows of somebody else")
 
 
 def test_a_run_that_diverges_is_stopped_and_leaves_no_checkpoint_of_it(tmp_path: Path) -> None:

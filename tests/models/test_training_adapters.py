@@ -145,6 +145,9 @@ def test_of_several_seeds_the_first_is_kept_and_the_card_says_how_they_differ(
     assert scores["held_loss_mean"] == pytest.approx(mean, abs=1e-4)
     assert scores["held_loss_sd"] == pytest.approx((sum((v - mean) ** 2 for v in losses) / 2) ** 0.5, abs=1e-4)
     assert scores["churn"] is None  # nobody calls a tool here
+    other = _write(tmp_path / "other.jsonl", _rows(30, start=30))
+    assert main(["train", "adapter", "mine", *options, "--data", str(other)]) == 2
+    assert "other data" in capsys.readouterr().err  # what was trained on other rows is not taken for these
     assert main(["train", "adapter", "mine", *options, "--seeds", "2"]) == 0
     assert "2 seeds: " in capsys.readouterr().out
 
