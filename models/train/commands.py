@@ -327,21 +327,18 @@ def run_adapter(args: argparse.Namespace) -> int:
 
 def _start(args: argparse.Namespace, base: ModelCard) -> tuple[Start, str]:
     """The adapter that `--go-on-from` names, and the version of the profile to make of it."""
-    from ...errors import BadInput
     from ...steering.files import model_sha256
     from .adapter import Start
     from .score import adapter_of
 
-    profile = _store(args).get(args.go_on_from)
+    store = _store(args)
+    profile = store.get(args.go_on_from)
     known = {"profile": profile.id, "sha256": profile.sha256, **(profile.document.provenance or {})}
     start = Start(adapter_of(profile, model_sha256(base.path)), known)
     if profile.name != args.name:
         return start, "1"
-    if not profile.version.isdecimal():
-        raise BadInput(
-            f"{profile.id} has no next version", where="--go-on-from", fix="Train it further under another name"
-        )
-    return start, str(int(profile.version) + 1)
+    taken = (profile_id.rpartition("@")[2] for profile_id in store.ids(f"{args.name}@*"))
+    return start, str(1 + max((int(version) for version in taken if version.isdecimal()), default=0))
 
 
 def run_score(args: argparse.Namespace) -> int:

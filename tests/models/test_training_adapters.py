@@ -249,11 +249,21 @@ def test_an_adapter_is_trained_further_into_its_next_version(
     assert second["scores"]["held_loss"] == pytest.approx(first["scores"]["held_loss"], abs=1e-4)
     # The rows are not those that it began with, nor the same for both seeds.
     assert len({first["first_loss"], *(s["final_loss"] for s in second["scores"]["seeds"])}) == 3
-    assert main(["train", "adapter", "mine", *more, "--go-on-from", "mine"]) == 0
+    for spec in ("mine", "mine@1"):  # no version is replaced
+        assert main(["train", "adapter", "mine", *more, "--go-on-from", spec]) == 0
+        assert json.loads(capsys.readouterr().out)["before"]["profile"] == {"mine": "mine@2"}.get(spec, spec)
+    assert main(["train", "adapter", "mine", *more, "--go-on-from", "mine@2"]) == 0
     third = json.loads(capsys.readouterr().out)
     assert (third["before"]["profile"], third["recipe"]["seed"]) == ("mine@2", 2)
     assert main(["train", "adapter", "other", *more, "--go-on-from", "mine@1"]) == 0
-    assert sorted(folder.name for folder in store.iterdir()) == ["mine@1", "mine@2", "mine@3", "other@1"]
+    assert sorted(folder.name for folder in store.iterdir()) == [
+        "mine@1",
+        "mine@2",
+        "mine@3",
+        "mine@4",
+        "mine@5",
+        "other@1",
+    ]
     assert main(["train", "adapter", "mine", *more, "--go-on-from", "nobody"]) == 2
     assert "nobody" in capsys.readouterr().err
 
