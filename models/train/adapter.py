@@ -74,17 +74,14 @@ class Start:
         return count
 
 
-def of_start(recipe: Recipe, start: Start) -> Recipe:
-    """The recipe with the adapter's own rank, alpha, modules and layers."""
-    from peft import PeftConfig
-
-    config: Any = PeftConfig.from_pretrained(str(start.folder))
-    layers = config.layers_to_transform
+def of_config(recipe: Recipe, config: Any) -> Recipe:
+    """The recipe with the rank, alpha, modules and layers of PEFT's configuration."""
+    layers, targets = config.layers_to_transform, config.target_modules
     return recipe.model_copy(
         update={
             "rank": config.r,
             "alpha": config.lora_alpha,
-            "targets": tuple(sorted(config.target_modules)),
+            "targets": (targets,) if isinstance(targets, str) else tuple(sorted(targets)),
             "layers_from": None if layers is None else min([layers] if isinstance(layers, int) else layers),
         }
     )
@@ -266,14 +263,18 @@ def train_adapter(
         BadInput: the base is not a model, or its chat template cannot be trained on.
         FailedRun: the run failed from `SEEDS` seeds in a row.
     """
+    from peft import PeftConfig
     from safetensors.torch import save_file
     from transformers import AutoConfig, AutoTokenizer
 
     held = held or Held(())
     tokenizer = AutoTokenizer.from_pretrained(base)
-    if start is not None:
-        recipe = of_start(recipe, start)
-    config = lora_config(recipe, AutoConfig.from_pretrained(base).get_text_config().num_hidden_layers)
+    if start is None:
+        config = lora_config(recipe, AutoConfig.from_pretrained(base).get_text_config().num_hidden_layers)
+    else:
+        # As it is, with what a recipe does not know, such as another scaling.
+        config = PeftConfig.from_pretrained(str(start.folder))
+        recipe = of_config(recipe, config)
     sample = list(itertools.islice(documents(0), 200))
     for document in sample[:3]:
         encode(tokenizer, document)  # a template that cannot be trained on is told before the training starts
@@ -306,7 +307,9 @@ def train_adapter(
     save_file(kept.tensors, fresh, {"format": "pt"})
     fresh.replace(directory / "adapter_model.safetensors")
     settings = config.to_dict()
-    settings |= {"base_model_name_or_path": base_name, "target_modules": sorted(recipe.targets), "inference_mode": True}
+    if not isinstance(config.target_modules, str):
+        settings["target_modules"] = sorted(config.target_modules)
+    settings |= {"base_model_name_or_path": base_name, "inference_mode": True}
     write_atomic(directory / "adapter_config.json", json.dumps(settings, indent=2, sort_keys=True, default=str) + "\n")
     card = {
         "base": base_name,

@@ -230,8 +230,11 @@ def load_checkpoint(
         return 0, []
     with safe_open(file, "pt") as opened:
         about = opened.metadata() or {}
-    other = "recipe" if about.get("recipe") != _identity(recipe) else "base, other data or another start"
-    if about.get("recipe") != _identity(recipe) or about.get("of", "") != of:
+    wrong = {
+        "recipe": about.get("recipe") != _identity(recipe),
+        "base, other data or another start": about.get("of", "") != of,
+    }
+    if other := next((what for what, differs in wrong.items() if differs), None):
         raise BadInput(
             f"is a checkpoint of another {other}", where=str(file), fix="Give another --work folder, or delete this one"
         )

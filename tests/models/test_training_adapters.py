@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trimtab.cli import main
 from trimtab.errors import BadInput
 from trimtab.models.train import churn as churning
-from trimtab.models.train.adapter import fresh_adapter
+from trimtab.models.train.adapter import Start, fresh_adapter, train_adapter
 from trimtab.models.train.churn import calls_in, churn, exact_share, first_calls, replies
+from trimtab.models.train.examples import repeated
 from trimtab.models.train.held import Held, held_loss, packed
 from trimtab.models.train.place import Arm, judged, placements, shortened
 from trimtab.models.train.recipe import Recipe
@@ -249,23 +250,29 @@ def test_an_adapter_is_trained_further_into_its_next_version(
     assert second["scores"]["held_loss"] == pytest.approx(first["scores"]["held_loss"], abs=1e-4)
     # The rows are not those that it began with, nor the same for both seeds.
     assert len({first["first_loss"], *(s["final_loss"] for s in second["scores"]["seeds"])}) == 3
-    for spec in ("mine", "mine@1"):  # no version is replaced
+    for spec, found in (("mine", "mine@2"), ("mine@1", "mine@1")):  # no version is replaced
         assert main(["train", "adapter", "mine", *more, "--go-on-from", spec]) == 0
-        assert json.loads(capsys.readouterr().out)["before"]["profile"] == {"mine": "mine@2"}.get(spec, spec)
+        assert json.loads(capsys.readouterr().out)["before"]["profile"] == found
     assert main(["train", "adapter", "mine", *more, "--go-on-from", "mine@2"]) == 0
     third = json.loads(capsys.readouterr().out)
     assert (third["before"]["profile"], third["recipe"]["seed"]) == ("mine@2", 2)
     assert main(["train", "adapter", "other", *more, "--go-on-from", "mine@1"]) == 0
-    assert sorted(folder.name for folder in store.iterdir()) == [
-        "mine@1",
-        "mine@2",
-        "mine@3",
-        "mine@4",
-        "mine@5",
-        "other@1",
-    ]
+    made = sorted(folder.name for folder in store.iterdir())
+    assert made == [*(f"mine@{version}" for version in range(1, 6)), "other@1"]
     assert main(["train", "adapter", "mine", *more, "--go-on-from", "nobody"]) == 2
     assert "nobody" in capsys.readouterr().err
+
+
+def test_an_adapter_trained_further_keeps_its_scaling(tmp_path: Path, tiny_model: Path) -> None:
+    recipe = Recipe(steps=1, batch=2, length=96, lr=1e-3, rank=4, alpha=8)
+    rows = repeated(_rows(4), 0)
+    train_adapter(tiny_model, "tiny", rows, {}, recipe, tmp_path / "a")
+    file = tmp_path / "a" / "adapter_config.json"
+    config = json.loads(file.read_text()) | {"use_rslora": True}
+    file.write_text(json.dumps(config))
+    start = Start(tmp_path / "a", {"sha256": "of a"})
+    train_adapter(tiny_model, "tiny", rows, {}, recipe.model_copy(update={"rank": 2}), tmp_path / "b", start=start)
+    assert json.loads((tmp_path / "b" / "adapter_config.json").read_text()) == config
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
