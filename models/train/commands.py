@@ -14,11 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ..card import ModelCard
-    from ..embedded.answers import Style
     from .adapter import Start
-    from .held import Held
     from .loop import Point
-    from .recipe import Recipe
 
 RECIPES = Path(__file__).parent / "recipes"
 WAITS = 0.2
@@ -291,6 +288,7 @@ def run_adapter(args: argparse.Namespace) -> int:
     from .adapter import train_adapter
     from .profile import adapter_profile
     from .recipe import load_recipe
+    from .sources import conversations
 
     usual = RECIPES / ("adapter_more.yaml" if args.go_on_from else "adapter.yaml")
     recipe = load_recipe(args.recipe or usual, steps=args.steps, seed=args.seed)
@@ -304,7 +302,7 @@ def run_adapter(args: argparse.Namespace) -> int:
     report = _reporter(args)
     device = _machine(args)
     with ExitStack() as stack:
-        documents, source, held = _conversations(args, base.path, recipe, stack)
+        documents, source, held = conversations(args, base.path, recipe, stack)
         target = args.out or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trimtab-adapter-")))
         card = train_adapter(
             base.path,
@@ -348,6 +346,7 @@ def run_score(args: argparse.Namespace) -> int:
     from ...steering.files import model_sha256
     from ..card import find_model
     from .score import adapter_of, score, table, to_json
+    from .sources import scored_on
 
     base = find_model(args.base)
     device = _machine(args)
@@ -355,7 +354,7 @@ def run_score(args: argparse.Namespace) -> int:
     profiles = [store.get(name) for name in args.profiles]
     adapters = [(profile.id, adapter_of(profile, sha256)) for profile in profiles]
     with ExitStack() as stack:
-        held = _scored_on(args, base.path, stack)
+        held = scored_on(args, base.path, stack)
         found = score(base.path, base.name, adapters, held, device)
     print(json.dumps(to_json(found, held), indent=2) if args.json else table(found, len(held.documents)))
     return 0
@@ -370,13 +369,14 @@ def run_place(args: argparse.Namespace) -> int:
     from .picture import rates_png
     from .place import RATES, place, table
     from .recipe import load_recipe
+    from .sources import conversations
 
     need_png(args.plot, "--plot", "picture")
     recipe = load_recipe(args.recipe)
     base = find_model(args.base)
     device = _machine(args)
     with ExitStack() as stack:
-        documents, source, held = _conversations(args, base.path, recipe, stack)
+        documents, source, held = conversations(args, base.path, recipe, stack)
         found = place(
             base.path,
             documents,
@@ -429,83 +429,6 @@ def run_sizes(args: argparse.Namespace) -> int:
     document = {"minutes": args.minutes, "runs": [run.to_json() for run in runs]}
     print(json.dumps(document, indent=2) if args.json else table(runs))
     return 0
-
-
-def _conversations(args: argparse.Namespace, base: Path, recipe: Recipe, stack: Any) -> tuple[Any, Any, Held]:
-    """What to train on, how the card names it, and what to score on."""
-    from .data import data_hash
-    from .examples import fits, hold_back, read_examples, repeated
-    from .held import of_rows
-
-    fixed = _fixed_style(args.family, args.style)
-    if args.family:
-        return _family_source(args.family, args.style, fixed, recipe.seed, stack)
-    from transformers import AutoTokenizer
-
-    rows = read_examples(args.data, fits(AutoTokenizer.from_pretrained(base), recipe.length))
-    learned, held = hold_back(rows)
-    source = {"file": args.data.resolve().name, "rows": len(rows), "trained_on": len(learned)}
-    return repeated(learned, recipe.seed), source | {"sha256": data_hash(rows)}, of_rows(held, len(rows))
-
-
-def _scored_on(args: argparse.Namespace, base: Path, stack: Any) -> Held:
-    """The conversations to score adapters on: of a family's test side, or all of a user's."""
-    from ..embedded.corpus import open_world
-    from .examples import fits, read_examples
-    from .held import of_family, of_rows
-    from .score import LENGTH
-
-    fixed = _fixed_style(args.family, args.style)
-    if args.family:
-        return of_family(stack.enter_context(open_world()), args.family, fixed, args.conversations)
-    from transformers import AutoTokenizer
-
-    rows = read_examples(args.data, fits(AutoTokenizer.from_pretrained(base), 4 * LENGTH))
-    return of_rows(rows, len(rows))
-
-
-def _fixed_style(family: str | None, style: str | None) -> Style | None:
-    """The style that `--style` names; None without one.
-
-    Raises:
-        BadInput: it has no family to go with, or the family, or a word of it, is unknown.
-    """
-    from ...errors import BadInput
-    from ...tools.builtin import FAMILIES
-    from ..embedded.answers import AXES, PLAIN, styled
-
-    if style and not family:
-        raise BadInput("--style goes with --family", where="--style")
-    if family and family not in FAMILIES:
-        raise BadInput(f"no family {family!r}", where="--family", fix=f"Known: {', '.join(FAMILIES)}")
-    if not family or style is None:
-        return None
-    try:
-        return styled([word.strip() for word in style.split(",")], PLAIN)
-    except KeyError as error:
-        known = ", ".join("|".join(sides) for sides in AXES.values())
-        raise BadInput(f"{error} is no side of a behaviour", where="--style", fix=f"Known: {known}") from None
-
-
-def _family_source(
-    family: str, style: str | None, fixed: Style | None, seed: int, stack: Any
-) -> tuple[Any, dict[str, Any], Held]:
-    """The documents of a family's adapter, how the card names them, and its held-out conversations.
-
-    Args:
-        style: as it was given; `fixed` is what it names.
-    """
-    from ..embedded.corpus import family_documents, open_world
-    from .held import of_family
-
-    world = stack.enter_context(open_world())
-    held = of_family(world, family, fixed)
-
-    def documents(chunk: int) -> Any:
-        return family_documents(seed * 1_000_003 + 500_000 + chunk, world, family, fixed)
-
-    source = {"family": family, "style": style, "generator": "trimtab.models.embedded.corpus.family_documents"}
-    return documents, source, held
 
 
 def run_data(args: argparse.Namespace) -> int:
