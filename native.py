@@ -6,15 +6,16 @@ import ctypes
 from pathlib import Path
 
 
-def load_native(source: Path) -> ctypes.CDLL | str:
-    """The library that `source` makes, or why it cannot be had: no compiler, or code that does not load.
+def load_native(*sources: Path) -> ctypes.CDLL | str:
+    """The library that `sources` make, one after the other, or why it cannot be had: no compiler, or code that does not
+    load.
 
     Compiling takes seconds, once: torch keeps what it made beside its other compiled code.
     """
     try:
         from torch._inductor.codecache import CppCodeCache
 
-        library: ctypes.CDLL = CppCodeCache.load(source.read_text())
+        library: ctypes.CDLL = CppCodeCache.load("\n".join(source.read_text() for source in sources))
     except Exception as error:  # whatever a compiler, or torch's way to call it, may come up with
         return f"{type(error).__name__}: {(str(error).strip() or 'no reason').splitlines()[0]}"
     return library

@@ -1,4 +1,4 @@
-"""Attention over packed rows on the CPU: by a kernel of our own (`attention_rows.py`), or in blocks, by plain products.
+"""Attention over packed rows on the CPU: by kernels of our own (`attention_rows.py`), or in blocks, by plain products.
 
 As plain products that torch.compile fuses, queries 0..127 see no key beyond 127, and so on: each block of queries gets
 the keys before its end, 58 % of the work for rows of 768 tokens, with the same result. On the CPU torch's own attention
@@ -101,14 +101,15 @@ def faster(model: Any) -> Iterator[None]:
 
 
 def _fits(model: Any) -> bool:
-    """Whether a model can use the kernel, which is for float32: where bfloat16 is fast, models are trained in that."""
+    """Whether a model can use a kernel: that for bfloat16 where models are trained in it, else that for float32."""
     config = model.config
     heads = config.num_attention_heads
     shared = heads % (getattr(config, "num_key_value_heads", None) or heads) == 0
     # Some models' values are of another width than their keys.
     dim = None if hasattr(config, "v_head_dim") else getattr(config, "head_dim", None) or config.hidden_size // heads
-    mine = model.dtype == torch.float32 and not bfloat16_is_fast()
-    return shared and dim in attention_rows.DIMS and mine and attention_rows.why_not() is None
+    dtype = torch.bfloat16 if bfloat16_is_fast() else torch.float32
+    mine = model.dtype == torch.float32 and dim in attention_rows.DIMS[dtype]
+    return shared and mine and attention_rows.why_not(dtype) is None
 
 
 def mask_for(model: Any, rows: Rows, clumps: torch.Tensor, branches: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -1,7 +1,9 @@
-"""`attention_rows.cpp`: attention over packed rows on a CPU with AVX-512, compiled for this machine when first needed.
+"""Attention over packed rows on a CPU, compiled for this machine when first needed.
 
-In a row of 768 tokens a token sees some 170 others. The kernel computes the blocks in which anything is seen, where
-plain products compute all that comes before, and keeps no weights for the way back. Where it cannot be had,
+`attention_rows.cpp` is for float32 with AVX-512, `attention_tiles.cpp` for bfloat16 with AMX.
+
+In a row of 768 tokens a token sees some 170 others. The kernels compute the blocks in which anything is seen, where
+plain products compute all that comes before, and keep no weights for the way back. Where they cannot be had,
 `attention.py` goes on with these products.
 """
 
@@ -21,29 +23,36 @@ from ...native import load_native
 
 NAME = "trimtab_rows"
 SOURCE = Path(__file__).with_name("attention_rows.cpp")
-DIMS = (16, 32, 64, 128)
-"""Widths of a head that it takes."""
+TILES = Path(__file__).with_name("attention_tiles.cpp")
+DIMS = {torch.float32: (16, 32, 64, 128), torch.bfloat16: (32, 64, 128)}
+"""Widths of a head that the kernels take."""
 
 Function = Callable[..., None]
 
 
 @functools.cache
-def _library() -> tuple[Function, Function] | str:
+def _library(dtype: torch.dtype) -> tuple[Function, Function] | str:
     if not torch.cpu._is_avx512_supported():
         return "the processor has no AVX-512"
-    library = load_native(SOURCE)
+    tiles = dtype == torch.bfloat16
+    if tiles and not torch.cpu._is_amx_tile_supported():
+        return "the processor has no AMX"
+    library = load_native(SOURCE, TILES) if tiles else load_native(SOURCE)
     if isinstance(library, str):
         return library
-    functions: tuple[Function, Function] = (library.attention_forwards, library.attention_backwards)
-    for function, pointers in zip(functions, (7, 11), strict=True):
-        function.argtypes = [ctypes.c_void_p] * pointers + [ctypes.c_float]  # type: ignore[attr-defined]
-        function.restype = None  # type: ignore[attr-defined]
-    return functions
+    if tiles and library.tiles_allowed():
+        return "the system does not allow AMX"
+    prefix = "tile_" if tiles else ""
+    forwards, backwards = (getattr(library, f"{prefix}attention_{way}") for way in ("forwards", "backwards"))
+    for function, pointers in ((forwards, 7), (backwards, 11)):
+        function.argtypes = [ctypes.c_void_p] * pointers + [ctypes.c_float]
+        function.restype = None
+    return forwards, backwards
 
 
-def why_not() -> str | None:
-    """Why the compiled code cannot be had here; None when it can."""
-    found = _library()
+def why_not(dtype: torch.dtype = torch.float32) -> str | None:
+    """Why the compiled code for float32 or bfloat16 cannot be had here; None when it can."""
+    found = _library(dtype)
     return found if isinstance(found, str) else None
 
 
@@ -80,34 +89,39 @@ def _together(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _call(number: int, tensors: tuple[torch.Tensor, ...], sizes: Any, scale: float) -> None:
-    found = _library()
+    # The gradients' first argument, too, is of the queries' kind.
+    found = _library(tensors[0].dtype)
     if isinstance(found, str):
         raise RuntimeError(found)
     found[number](*(tensor.data_ptr() for tensor in tensors), sizes, scale)
+
+
+def _logs_of(query: torch.Tensor) -> torch.Tensor:
+    return query.new_empty(query.shape[:3], dtype=torch.float32)
 
 
 @torch.library.custom_op("trimtab_train::attend", mutates_args=())
 def attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, seen: torch.Tensor, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Softmax attention of float32 tensors over what each token sees.
+    """Softmax attention of tensors in float32 or bfloat16 over what each token sees; sums are float32.
 
     Args:
         query: [batch, heads, length, dim]; key and value [batch, key heads, length, dim].
         seen: [batch, 1, 3, length], of `bounds`.
 
     Returns:
-        [batch, length, heads, dim], and the logarithm of each softmax's denominator, [batch, heads, length].
+        [batch, length, heads, dim], and the logarithm of each softmax's denominator, [batch, heads, length], float32.
 
     Raises:
         ValueError: tensors that the kernel does not read.
     """
-    wrong = key.shape != value.shape or key.shape[3] != query.shape[3] or query.shape[3] not in DIMS
-    if wrong or {query.dtype, key.dtype, value.dtype} != {torch.float32} or query.shape[1] % key.shape[1]:
+    wrong = key.shape != value.shape or key.shape[3] != query.shape[3] or query.shape[1] % key.shape[1]
+    if wrong or {key.dtype, value.dtype} != {query.dtype} or query.shape[3] not in DIMS.get(query.dtype, ()):
         raise ValueError(f"attention of {query.dtype} {list(query.shape)} over {list(key.shape)}, {list(value.shape)}")
     query, key, value, seen = _together(query), _together(key), _together(value), seen.contiguous()
     batch, heads, length, dim = query.shape
-    out, logs = query.new_empty(batch, length, heads, dim), query.new_empty(batch, heads, length)
+    out, logs = query.new_empty(batch, length, heads, dim), _logs_of(query)
     _call(0, (out, logs, query, key, value, seen), _sizes(query, key, value), scale)
     return out, logs
 
@@ -126,7 +140,7 @@ def attend_back(
     """The gradients of query, key and value, given that of `attend`'s first result."""
     query, key, value, seen = _together(query), _together(key), _together(value), seen.contiguous()
     of_query, of_key, of_value = query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
-    given = (slope.contiguous(), out.contiguous(), logs.contiguous(), query, key, value, seen)
+    given = (slope.to(query.dtype).contiguous(), out.contiguous(), logs.contiguous(), query, key, value, seen)
     _call(1, (of_query, of_key, of_value, *given), _sizes(query, key, value), scale)
     return of_query, of_key, of_value
 
@@ -134,7 +148,7 @@ def attend_back(
 @attend.register_fake
 def _(query: torch.Tensor, *_: Any) -> tuple[torch.Tensor, torch.Tensor]:
     batch, heads, length, dim = query.shape
-    return query.new_empty(batch, length, heads, dim), query.new_empty(batch, heads, length)
+    return query.new_empty(batch, length, heads, dim), _logs_of(query)
 
 
 @attend_back.register_fake
@@ -165,4 +179,7 @@ def rows(
 ) -> tuple[torch.Tensor, None]:
     """An attention function in transformers' form, whose mask is `bounds`; see `attend`."""
     scale = query.shape[3] ** -0.5 if scaling is None else scaling
+    if torch.is_autocast_enabled("cpu"):
+        # What was normalised is in float32 nevertheless.
+        query, key, value = (tensor.to(torch.get_autocast_dtype("cpu")) for tensor in (query, key, value))
     return attend(query, key, value, attention_mask, scale)[0], None

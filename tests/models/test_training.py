@@ -286,9 +286,9 @@ def _example(rng: np.random.Generator, opening: list[int], size: int) -> Example
     return Example((*opening, *own), (False,) * (len(opening) + 3) + (True,) * size, len(opening))
 
 
-def _need_kernel() -> None:
-    if attention_rows.why_not() is not None:
-        pytest.skip(f"no attention kernel: {attention_rows.why_not()}")
+def _need_kernel(dtype: torch.dtype = torch.float32) -> None:
+    if (why := attention_rows.why_not(dtype)) is not None:
+        pytest.skip(f"no attention kernel: {why}")
 
 
 @pytest.mark.parametrize("kernel", [True, False])
@@ -298,7 +298,7 @@ def test_packed_conversations_and_shared_openings_change_no_loss(monkeypatch: py
     for module in (loop, attention):
         monkeypatch.setattr(module, "bfloat16_is_fast", lambda: False)
     if not kernel:
-        monkeypatch.setattr(attention_rows, "why_not", lambda: "not wanted")
+        monkeypatch.setattr(attention_rows, "why_not", lambda *_: "not wanted")
     model = _tiny().eval()
     rng = np.random.default_rng(0)
     opening, other = rng.integers(1, 64, 6).tolist(), rng.integers(1, 64, 4).tolist()
@@ -382,6 +382,32 @@ def test_the_attention_kernel_is_attention(seed: int, length: int, shape: tuple[
     graded = [torch.autograd.grad((out * weight).sum(), (query, key, value)) for out in (mine, whole)]
     for a, b in zip(*graded, strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.integers(0, 2**32 - 1), st.integers(1, 200), st.sampled_from([(4, 2, 32), (3, 1, 32), (6, 2, 64), (2, 2, 128)])
+)
+def test_the_attention_kernel_for_bfloat16_is_attention(seed: int, length: int, shape: tuple[int, int, int]) -> None:
+    _need_kernel(torch.bfloat16)
+    heads, kv, dim = shape
+    generator, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
+    query, key, value = (
+        torch.randn(2, length, n, dim, generator=generator).bfloat16().float().transpose(1, 2).requires_grad_()
+        for n in (heads, kv, kv)
+    )
+    clumps, branches = _packed(rng, 2, length)
+    mask = sight(torch.from_numpy(clumps), torch.from_numpy(branches))
+    wide = [t.repeat_interleave(heads // kv, 1) for t in (key, value)]
+    whole = torch.nn.functional.scaled_dot_product_attention(query, *wide, attn_mask=mask, scale=0.3).transpose(1, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        mine, _ = attention_rows.rows(None, query, key, value, attention_rows.bounds(clumps, branches), scaling=0.3)
+    assert mine.dtype == torch.bfloat16
+    weight = torch.randn(whole.shape, generator=generator).bfloat16().float()
+    graded = [torch.autograd.grad((out.float() * weight).sum(), (query, key, value)) for out in (mine, whole)]
+    for a, b in ((mine.float(), whole), *zip(*graded, strict=True)):
+        # bfloat16 has eight bits: what is multiplied and what comes out are off by up to 0.4 % each.
+        assert float((a - b).norm()) <= 0.01 * float(b.norm()) + 0.01 * b.numel() ** 0.5 * 0.3
 
 
 def test_the_attention_kernel_refuses_what_it_does_not_read() -> None:
