@@ -23,6 +23,7 @@ from ...errors import BadInput, FailedRun
 from .attention import bfloat16_is_fast, faster, mask_for
 from .data import IGNORE, Rows
 from .health import failure
+from .merged import merged
 from .recipe import Recipe
 from .variants import Variants
 
@@ -328,7 +329,7 @@ def fit(
     compiled = recipe.compile and recipe.steps - start >= PAYS[model.device.type] and can_compile()
     if compiled:
         backbone = torch.compile(backbone, dynamic=False)
-    with faster(model):
+    with faster(model), merged(model):
         model.train()
         tokens = curve[-1].tokens if curve else 0
         spent = curve[-1].seconds if curve else 0.0
