@@ -82,7 +82,7 @@ async def model_step(rt: Runtime, run_id: str, emit: Emit) -> RunState:
 
 
 async def tool_step(rt: Runtime, run_id: str, emit: Emit) -> RunState:
-    """Bring every pending call to a result: calls run side by side, a destructive one alone and in its place."""
+    """Bring every pending call to a result: calls run side by side, those that change something alone, in place."""
     return await _bounded(rt, run_id, emit, _settle_calls)
 
 
@@ -268,7 +268,7 @@ async def _settle_calls(rt: Runtime, rec: Recorder, emit: Emit) -> None:
         if error is not None:
             rec.budget.charge(steps=1)
             await _refuse(rec, pending.call, error, emit)
-        elif tool is not None and tool.destructive:
+        elif tool is not None and (tool.destructive or tool.changes):
             # What came before it in the message must have happened, what comes after must find it done.
             await _act(rt, rec, emit, group)
             await _act(rt, rec, emit, [pending])

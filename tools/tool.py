@@ -43,6 +43,8 @@ class Tool:
         parameters: JSON schema of the arguments, an object with `additionalProperties` false.
         function: takes the arguments by keyword; plain or async. Its result must be something JSON can hold.
         destructive: True if a call takes away something that the tool cannot bring back.
+        changes: True if a call changes something, as a destructive one does. Calls of one message run side by side, but
+            these each alone and in its place: two items are then added in the order in which they were said.
         timeout: seconds of wall time a call may take.
         limit: bytes of JSON text a result may have.
     """
@@ -52,6 +54,7 @@ class Tool:
     parameters: dict[str, Any]
     function: Callable[..., Any]
     destructive: bool = False
+    changes: bool = False
     timeout: float = 20.0
     limit: int = 16_000
     arguments: Arguments | None = field(default=None, repr=False)
@@ -121,7 +124,12 @@ class Tool:
 def tool(function: Callable[..., Any], /) -> Tool: ...
 @overload
 def tool(
-    *, name: str | None = None, destructive: bool = False, timeout: float = 20.0, limit: int = 16_000
+    *,
+    name: str | None = None,
+    destructive: bool = False,
+    changes: bool = False,
+    timeout: float = 20.0,
+    limit: int = 16_000,
 ) -> Callable[[Callable[..., Any]], Tool]: ...
 def tool(
     function: Callable[..., Any] | None = None,
@@ -129,6 +137,7 @@ def tool(
     *,
     name: str | None = None,
     destructive: bool = False,
+    changes: bool = False,
     timeout: float = 20.0,
     limit: int = 16_000,
 ) -> Tool | Callable[[Callable[..., Any]], Tool]:
@@ -155,6 +164,7 @@ def tool(
             arguments.schema(),
             function,
             destructive,
+            changes or destructive,
             timeout,
             limit,
             arguments,

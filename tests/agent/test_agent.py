@@ -230,6 +230,20 @@ async def test_calls_of_one_message_run_side_by_side_and_answer_in_order() -> No
     assert [step.arguments["name"] for step in result.steps if step.kind == "tool"] == ["b", "a"]
 
 
+async def test_calls_that_change_something_run_in_order() -> None:
+    kept: Any = []
+
+    @tool(changes=True)
+    async def keep(n: int, seconds: float) -> None:
+        """Keep a number, after a while."""
+        await asyncio.sleep(seconds)
+        kept.append(n)
+
+    script: Any = [calls(*(("keep", {"n": n, "seconds": (3 - n) / 50}) for n in range(3))), "done"]
+    await agent(script, tools=[keep]).arun("go")
+    assert kept == [0, 1, 2]
+
+
 async def test_a_destructive_call_keeps_its_place() -> None:
     log: Any = []
 

@@ -61,6 +61,16 @@ def test_eight_families_hold_all_tools(office: Office) -> None:
         "cancel_order",
         "refund_order",
     }
+    assert {t.name for t in office.tools.values() if t.changes and not t.destructive} == {
+        "add_contact",
+        "add_event",
+        "add_todo",
+        "complete_todo",
+        "place_order",
+        "restock",
+        "send_mail",
+        "write_file",
+    }
     assert all(len(t.description.split()) <= 8 for t in office.tools.values())
     assert not office.home.exists(), "nothing is made before it is needed"
 

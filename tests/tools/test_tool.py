@@ -127,6 +127,7 @@ def test_options_and_calling_from_python() -> None:
         return text.upper()
 
     assert (shout.name, shout.destructive, shout.timeout, shout.limit) == ("shout-it", True, 3, 999)
+    assert shout.changes
     assert shout("a") == shout(text="a") == shout.function(text="a") == "A"
 
 

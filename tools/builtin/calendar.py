@@ -54,4 +54,4 @@ def calendar_tools(database: Path, today: Callable[[], Date]) -> list[Tool]:
                 raise not_found("no event named", title, (one[0] for one in known))
         return {"title": row[0], "date": write_date(Date.fromisoformat(row[1])), "time": row[2]}
 
-    return [tool(list_events), tool(add_event), tool(destructive=True)(delete_event), tool(find_event)]
+    return [tool(list_events), tool(changes=True)(add_event), tool(destructive=True)(delete_event), tool(find_event)]

@@ -38,4 +38,4 @@ def contact_tools(database: Path) -> list[Tool]:
             )
         return {"added": name}
 
-    return [tool(find_contact), tool(add_contact)]
+    return [tool(find_contact), tool(changes=True)(add_contact)]

@@ -92,7 +92,7 @@ def file_tools(root: Path) -> list[Tool]:
             place.unlink()
         return {"deleted": path}
 
-    return [tool(list_files), tool(read_file), tool(write_file), tool(destructive=True)(delete_file)]
+    return [tool(list_files), tool(read_file), tool(changes=True)(write_file), tool(destructive=True)(delete_file)]
 
 
 def inside(root: Path, path: str) -> Path:

@@ -49,7 +49,7 @@ def mail_tools(database: Path) -> list[Tool]:
             db.execute("DELETE FROM inbox WHERE id = ?", (_find(db, subject),))
         return {"deleted": subject}
 
-    return [tool(list_mails), tool(read_mail), tool(send_mail), tool(destructive=True)(delete_mail)]
+    return [tool(list_mails), tool(read_mail), tool(changes=True)(send_mail), tool(destructive=True)(delete_mail)]
 
 
 def receive(database: Path, sender: str, subject: str, body: str) -> None:

@@ -92,10 +92,10 @@ def order_tools(database: Path) -> list[Tool]:
         tool(list_orders),
         tool(order_status),
         tool(check_stock),
-        tool(place_order),
+        tool(changes=True)(place_order),
         tool(destructive=True)(cancel_order),
         tool(destructive=True)(refund_order),
-        tool(restock),
+        tool(changes=True)(restock),
     ]
 
 

@@ -41,7 +41,12 @@ def todo_tools(database: Path) -> list[Tool]:
                 raise _no_such(db, item)
         return {"deleted": item}
 
-    return [tool(add_todo), tool(list_todos), tool(complete_todo), tool(destructive=True)(delete_todo)]
+    return [
+        tool(changes=True)(add_todo),
+        tool(list_todos),
+        tool(changes=True)(complete_todo),
+        tool(destructive=True)(delete_todo),
+    ]
 
 
 def _open(db: sqlite3.Connection) -> list[str]:
