@@ -1,8 +1,8 @@
-"""LoRA layers that multiply by one matrix, W + s B A, while they are trained where bfloat16 is fast.
+"""LoRA layers that multiply by one matrix, W + s B A, while they are trained on a CPU with AMX.
 
 The usual way, W x + s B (A x), has six thin products beside each layer's two large ones, forwards and backwards, and
-adds large results up. Where products are fast, the six take longer than the one that stands for them here: the gradient
-of the whole matrix, of which those of A and B are small products. In float32 the thin ones are the cheaper.
+adds large results up. With AMX the six take longer than the one that stands for them here: the gradient of the whole
+matrix, of which those of A and B are small products. In float32 the thin ones are the cheaper.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from .attention import bfloat16_is_fast
+
+def whole_is_faster() -> bool:
+    """Whether a large product takes less than thin ones with a twentieth of its multiplications."""
+    return bool(torch.cpu._is_amx_tile_supported())
 
 
 def _forward(layer: Any, name: str) -> Callable[..., torch.Tensor]:
@@ -54,7 +57,7 @@ def merged(model: Any) -> Iterator[None]:
     """Let a model's plain LoRA layers on the CPU multiply once, where that is faster, for a while; the parameters and
     their gradients are the same."""
     changed = []
-    if model.device.type == "cpu" and bfloat16_is_fast():
+    if model.device.type == "cpu" and whole_is_faster():
         for layer in model.modules():
             if hasattr(layer, "lora_A") and (name := _plain(layer)) is not None:
                 layer.forward = _forward(layer, name)

@@ -31,8 +31,8 @@ def _loss_and_gradients(model: Any) -> tuple[float, dict[str, torch.Tensor]]:
 
 @pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where bfloat16 is fast; the products stay in float32, so that they can be compared closely."""
-    monkeypatch.setattr(module, "bfloat16_is_fast", lambda: True)
+    """As on a CPU with AMX; the products stay in float32, so that they can be compared closely."""
+    monkeypatch.setattr(module, "whole_is_faster", lambda: True)
 
 
 @pytest.mark.usefixtures("fast")
@@ -79,8 +79,8 @@ def test_other_layers_stay_pefts(
         assert not any("forward" in vars(m) for m in model.modules())
 
 
-def test_where_bfloat16_is_slow_pefts_thin_products_stay(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "bfloat16_is_fast", lambda: False)
+def test_where_thin_products_are_cheaper_they_stay(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "whole_is_faster", lambda: False)
     model = _tuned(tiny_model)
     with merged(model):
         assert not any("forward" in vars(m) for m in model.modules())
