@@ -6,7 +6,7 @@ import itertools
 import json
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,18 +18,16 @@ from ...home import file_sha256, write_atomic
 from ..card import weights_sha256
 from .base import chunked
 from .churn import Calls, calls_in, churn, exact_share, replies
-from .data import Rows, data_hash, encode
+from .data import data_hash, encode
 from .held import Held, losses_on
 from .loop import Point, device_name, fit
 from .recipe import Recipe
 
 SEEDS = 3
-"""How many initial weights in a row may fail before an adapter is given up; the order of the data stays."""
+"""How many seeds in a row may fail before an adapter is given up."""
 
-APART = 100_000
-"""Chunks between the data of one seed and the next, where an adapter is trained further and seeds differ in these."""
-
-Batches = Callable[[int], Iterator[Rows]]
+Documents = Callable[[int], Iterable[dict[str, Any]]]
+"""The number of a chunk -> its documents, endless."""
 Report = Callable[[list[Point], float], None]
 
 
@@ -121,45 +119,30 @@ def fresh_adapter(base: Path, recipe: Recipe, seed: int, device: str = "cpu", st
     return get_peft_model(model, lora_config(recipe, model.config.get_text_config().num_hidden_layers)).to(device)
 
 
-def remembered(batches: Batches) -> Batches:
-    """The same batches, made once: for runs that see the same data again."""
-    made: list[Rows] = []
-    more = batches(0)
-
-    def again(start: int) -> Iterator[Rows]:
-        for step in itertools.count(start):
-            while len(made) <= step:
-                made.append(next(more))
-            yield made[step]
-
-    return again
-
-
 def runs(
     base: Path,
     tokenizer: Any,
     recipe: Recipe,
-    batches: Callable[[int], Batches],
+    documents: Callable[[int], Documents],
     held: Held,
     count: int,
     *,
     start: Start | None = None,
     device: str = "cpu",
     work: Path | None = None,
-    of: str = "",
     report: Report | None = None,
 ) -> tuple[list[Run], list[dict[str, Any]]]:
     """Adapters from `count` seeds that did not fail, from the recipe's upwards, and the seeds that failed, with the
-    reason.
+    reason. Each is what its seed alone would give.
 
     Args:
-        batches: a seed -> the batches to train on.
-        of: what a checkpoint in `work` must be of to be gone on from, besides the recipe.
+        documents: a seed -> what to train on.
 
     Raises:
         FailedRun: the run failed from `SEEDS` seeds in a row.
     """
     losses = losses_on(tokenizer, held, recipe.length)
+    base_sha256 = weights_sha256(base)
     good: list[Run] = []
     failed: list[dict[str, Any]] = []
     in_a_row = 0
@@ -168,8 +151,10 @@ def runs(
             break
         tuned = fresh_adapter(base, recipe, seed, device, start)
         place = None if work is None else work / f"seed-{seed}"
+        mine, given = recipe.model_copy(update={"seed": seed}), documents(seed)
+        of = f"base {base_sha256}, data {data_hash(sample_of(given))}, start {start and start.before['sha256']}"
         try:
-            curve = fit(tuned, recipe, batches(seed), checkpoint=place, of=of, report=report)
+            curve = fit(tuned, mine, chunked(mine, tokenizer, given), checkpoint=place, of=of, report=report)
         except FailedRun as error:
             failed.append({"seed": seed, "why": str(error)})
             in_a_row += 1
@@ -189,6 +174,11 @@ def runs(
         said = [calls_in(text) for text in replies(tuned, tokenizer, held.documents)] if count > 1 else None
         good.append(Run(seed, curve, tensors, *losses(tuned), said))
     return good, failed
+
+
+def sample_of(documents: Documents) -> list[dict[str, Any]]:
+    """Enough of the documents to tell them from others by."""
+    return list(itertools.islice(documents(0), 200))
 
 
 def final_loss(curve: list[Point]) -> float:
@@ -227,7 +217,7 @@ def _rounded(value: float | None) -> float | None:
 def train_adapter(
     base: Path,
     base_name: str,
-    documents: Callable[[int], Iterable[dict[str, Any]]],
+    documents: Callable[[int], Documents],
     source: dict[str, Any],
     recipe: Recipe,
     directory: Path,
@@ -246,11 +236,11 @@ def train_adapter(
 
     Args:
         base: folder of the base model.
-        documents: the number of a chunk -> its documents, endless.
+        documents: a seed -> the number of a chunk -> its documents, endless.
         source: what the data is, for the card.
         held: conversations to score on; none by default.
-        seeds: initial weights to train from; the order of the data stays that of the recipe's seed. From a `start`,
-            whose weights are what they are, each seed has data, or an order of it, of its own.
+        seeds: how many, from the recipe's upwards. Initial weights and data, or its order, are the seed's, so that each
+            adapter is what its seed alone would give: with `work` they can be trained side by side, and then together.
         start: an adapter to train further; rank, alpha, modules and layers are its own, whatever the recipe says, and
             what is known of it becomes `before` in the card.
         device: `cpu`, `cuda` or `cuda:0`.
@@ -275,30 +265,18 @@ def train_adapter(
         # As it is, with what a recipe does not know, such as another scaling.
         config = PeftConfig.from_pretrained(str(start.folder))
         recipe = of_config(recipe, config)
-    sample = list(itertools.islice(documents(0), 200))
-    for document in sample[:3]:
+    for document in sample_of(documents(recipe.seed))[:3]:
         encode(tokenizer, document)  # a template that cannot be trained on is told before the training starts
-    base_sha256, sample_sha256 = weights_sha256(base), data_hash(sample)
-    shared = chunked(recipe, tokenizer, documents)
-    if start is None and seeds > 1:
-        shared = remembered(shared)
-
-    def batches(seed: int) -> Batches:
-        if start is None or seed == recipe.seed:
-            return shared
-        return chunked(recipe, tokenizer, lambda chunk: documents(chunk + APART * (seed - recipe.seed)))
-
     trained, failed = runs(
         base,
         tokenizer,
         recipe,
-        batches,
+        documents,
         held,
         seeds,
         start=start,
         device=device,
         work=work,
-        of=f"base {base_sha256}, data {sample_sha256}, start {start and start.before['sha256']}",
         report=report,
     )
     kept = trained[0]
@@ -313,13 +291,13 @@ def train_adapter(
     write_atomic(directory / "adapter_config.json", json.dumps(settings, indent=2, sort_keys=True, default=str) + "\n")
     card = {
         "base": base_name,
-        "base_sha256": base_sha256,
+        "base_sha256": weights_sha256(base),
         "sha256": file_sha256(directory / "adapter_model.safetensors"),
         "parameters": sum(t.numel() for t in kept.tensors.values()),
         "recipe": recipe.model_dump(mode="json"),
         "kept_seed": kept.seed,
         "failed": failed,
-        "data": {**source, "sample_sha256": sample_sha256},
+        "data": {**source, "sample_sha256": data_hash(sample_of(documents(kept.seed)))},
         "tokens": kept.curve[-1].tokens,
         "device": device_name(device),
         "seconds": round(kept.curve[-1].seconds),

@@ -379,7 +379,7 @@ def run_place(args: argparse.Namespace) -> int:
         documents, source, held = conversations(args, base.path, recipe, stack)
         found = place(
             base.path,
-            documents,
+            documents(recipe.seed),
             source,
             held,
             recipe,

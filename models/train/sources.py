@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,20 +15,20 @@ if TYPE_CHECKING:
 
 
 def conversations(args: argparse.Namespace, base: Path, recipe: Recipe, stack: Any) -> tuple[Any, Any, Held]:
-    """What to train on, how the card names it, and what to score on."""
+    """What to train on, by seed and by the number of a chunk, how the card names it, and what to score on."""
     from .data import data_hash
     from .examples import fits, hold_back, read_examples, repeated
     from .held import of_rows
 
     fixed = _fixed_style(args.family, args.style)
     if args.family:
-        return _family_source(args.family, args.style, fixed, recipe.seed, stack)
+        return _family_source(args.family, args.style, fixed, stack)
     from transformers import AutoTokenizer
 
     rows = read_examples(args.data, fits(AutoTokenizer.from_pretrained(base), recipe.length))
     learned, held = hold_back(rows)
     source = {"file": args.data.resolve().name, "rows": len(rows), "trained_on": len(learned)}
-    return repeated(learned, recipe.seed), source | {"sha256": data_hash(rows)}, of_rows(held, len(rows))
+    return partial(repeated, learned), source | {"sha256": data_hash(rows)}, of_rows(held, len(rows))
 
 
 def scored_on(args: argparse.Namespace, base: Path, stack: Any) -> Held:
@@ -69,9 +70,7 @@ def _fixed_style(family: str | None, style: str | None) -> Style | None:
         raise BadInput(f"{error} is no side of a behaviour", where="--style", fix=f"Known: {known}") from None
 
 
-def _family_source(
-    family: str, style: str | None, fixed: Style | None, seed: int, stack: Any
-) -> tuple[Any, dict[str, Any], Held]:
+def _family_source(family: str, style: str | None, fixed: Style | None, stack: Any) -> tuple[Any, dict[str, Any], Held]:
     """The documents of a family's adapter, how the card names them, and its held-out conversations.
 
     Args:
@@ -83,8 +82,8 @@ def _family_source(
     world = stack.enter_context(open_world())
     held = of_family(world, family, fixed)
 
-    def documents(chunk: int) -> Any:
-        return family_documents(seed * 1_000_003 + 500_000 + chunk, world, family, fixed)
+    def documents(seed: int) -> Any:
+        return lambda chunk: family_documents(seed * 1_000_003 + 500_000 + chunk, world, family, fixed)
 
     source = {"family": family, "style": style, "generator": "trimtab.models.embedded.corpus.family_documents"}
     return documents, source, held

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -263,9 +264,28 @@ def test_an_adapter_is_trained_further_into_its_next_version(
     assert "nobody" in capsys.readouterr().err
 
 
+def test_each_of_several_seeds_is_what_it_would_be_alone(
+    tmp_path: Path, tiny_model: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = _write(tmp_path / "mine.jsonl", _rows(30))
+    common = ["--data", str(data), "--recipe", str(recipe), "--base", str(tiny_model), "--json"]
+    arguments = ["train", "adapter", "mine", *common, "--out"]
+    alone = []
+    for seed in ("0", "1"):
+        work = ["--seed", seed, "--work", str(tmp_path / "work")]
+        assert main([*arguments, str(tmp_path / seed), *work]) == 0
+        alone.append(json.loads(capsys.readouterr().out))
+    for work in ([], ["--work", str(tmp_path / "work")]):  # trained anew, and taken from the checkpoints
+        assert main([*arguments, str(tmp_path / "both"), "--seeds", "2", *work]) == 0
+        both = json.loads(capsys.readouterr().out)
+        assert both["sha256"] == alone[0]["sha256"]
+        assert both["scores"]["seeds"] == [card["scores"]["seeds"][0] for card in alone]
+    assert alone[0]["data"]["sample_sha256"] != alone[1]["data"]["sample_sha256"]
+
+
 def test_an_adapter_trained_further_keeps_its_scaling(tmp_path: Path, tiny_model: Path) -> None:
     recipe = Recipe(steps=1, batch=2, length=96, lr=1e-3, rank=4, alpha=8)
-    rows = repeated(_rows(4), 0)
+    rows = partial(repeated, _rows(4))
     train_adapter(tiny_model, "tiny", rows, {}, recipe, tmp_path / "a")
     file = tmp_path / "a" / "adapter_config.json"
     config = json.loads(file.read_text()) | {"use_rslora": True}
