@@ -43,8 +43,12 @@ def _by_hand(model: Any, tokenizer: Any, text: str) -> tuple[list[float], list[f
 
 
 def test_the_scores_are_the_losses_of_transformers_and_peft(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], rendered: Callable[[Any, dict[str, Any]], str]
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    rendered: Callable[[Any, dict[str, Any]], str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("trimtab.models.train.loop.bfloat16_is_fast", lambda: False)
     with open_world() as world:
         drawn = family_documents(3, world, "calendar")
         rows = [{k: v for k, v in next(drawn).items() if k != "family"} for _ in range(6)]
