@@ -49,10 +49,22 @@ def provenances(profiles: Path) -> dict[str, Mapping[str, Any]]:
     return found
 
 
-def card_bars(made: Mapping[str, Mapping[str, Any]], families: Mapping[str, Any]) -> list[Bar]:
-    """`train.adapter_minutes`, the slowest adapter's of those trained on a CPU, and `churn.FAMILY` for each family's
-    profile."""
-    trained = [p for p in made.values() if p.get("method") == "lora" and p.get("device", "cpu") == "cpu"]
+def card_bars(
+    made: Mapping[str, Mapping[str, Any]], families: Mapping[str, Any], usual: Mapping[str, Any]
+) -> list[Bar]:
+    """`train.adapter_minutes`, the slowest adapter's of those that the default recipe made on a CPU, and `churn.FAMILY`
+    for each family's profile.
+
+    Args:
+        usual: the default recipe's fields that say how much is learned.
+    """
+    trained = [
+        p
+        for p in made.values()
+        if p.get("method") == "lora"
+        and p.get("device", "cpu") == "cpu"
+        and usual.items() <= (p.get("recipe") or {}).items()
+    ]
     seconds = [p["seconds"] for p in trained if p.get("seconds") is not None]
     rows = [Bar("train.adapter_minutes", max(seconds) / 60 if seconds else None, ADAPTER_MINUTES, "most")]
     for family in families:

@@ -126,7 +126,8 @@ def _train(args: argparse.Namespace) -> int:
     threads = args.threads or os.cpu_count() or 1
     torch.set_num_threads(threads)
     found = measure(card, recipe, args.family, steps=args.steps, rounds=args.rounds, threads=threads)
-    bars = [found.bar(), *card_bars(provenances(PROFILES), FAMILIES), *size_bars(MODELS / SMALL, HERE)]
+    usual = load_recipe(RECIPES / "adapter.yaml").model_dump(include={"steps", "batch", "length"})
+    bars = [found.bar(), *card_bars(provenances(PROFILES), FAMILIES, usual), *size_bars(MODELS / SMALL, HERE)]
     if args.plot is not None:
         write_atomic(args.plot, train_png(found, bars))
     document = found.to_json(bars)

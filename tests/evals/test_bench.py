@@ -24,19 +24,20 @@ def test_an_unknown_number_meets_no_bar() -> None:
 
 def test_bars_come_from_the_cards_and_the_files(tmp_path: Path) -> None:
     for name, text in {
-        "calc": "{method: lora, seconds: 120, scores: {churn: 0.02}}",
-        "mail": "{method: lora, seconds: 900, scores: {churn: null}}",
-        "fast": "{method: lora, seconds: 9999, device: NVIDIA H200}",
+        "calc": "{method: lora, seconds: 120, scores: {churn: 0.02}, recipe: {steps: 360, lr: 0.1}}",
+        "mail": "{method: lora, seconds: 900, scores: {churn: null}, recipe: {steps: 360}}",
+        "fast": "{method: lora, seconds: 9999, device: NVIDIA H200, recipe: {steps: 360}}",
+        "long": "{method: lora, seconds: 9999, recipe: {steps: 3000}}",
         "terse": "{method: means}",
     }.items():
         (tmp_path / f"{name}@1").mkdir()
         (tmp_path / f"{name}@1" / "profile.yaml").write_text(f"name: {name}\nprovenance: {text}\n")
     made = provenances(tmp_path)
-    bars = {b.name: b for b in card_bars(made, {"calc": (), "mail": (), "todos": ()})}
+    bars = {b.name: b for b in card_bars(made, {"calc": (), "mail": (), "todos": ()}, {"steps": 360})}
     assert bars["train.adapter_minutes"].value == 15
     assert [bars[f"churn.{f}"].value for f in ("calc", "mail", "todos")] == [0.02, None, None]
     assert [bars[f"churn.{f}"].met for f in ("calc", "mail", "todos")] == [True, False, False]
-    assert card_bars({}, {})[0].value is None
+    assert card_bars({}, {}, {})[0].value is None
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "model.safetensors").write_bytes(b"x" * 3_000_000)
     (tmp_path / "model" / "tokenizer.json").write_bytes(b"x" * 500_000)
