@@ -268,7 +268,7 @@ async def _settle_calls(rt: Runtime, rec: Recorder, emit: Emit) -> None:
         if error is not None:
             rec.budget.charge(steps=1)
             await _refuse(rec, pending.call, error, emit)
-        elif tool is not None and (tool.destructive or tool.changes):
+        elif tool is not None and tool.changes:
             # What came before it in the message must have happened, what comes after must find it done.
             await _act(rt, rec, emit, group)
             await _act(rt, rec, emit, [pending])

@@ -43,8 +43,8 @@ class Tool:
         parameters: JSON schema of the arguments, an object with `additionalProperties` false.
         function: takes the arguments by keyword; plain or async. Its result must be something JSON can hold.
         destructive: True if a call takes away something that the tool cannot bring back.
-        changes: True if a call changes something, as a destructive one does. Calls of one message run side by side, but
-            these each alone and in its place: two items are then added in the order in which they were said.
+        changes: True if a call changes something; of a destructive tool it always is. Calls of one message run side by
+            side, but these each alone and in place: two items are then added in the order in which they were said.
         timeout: seconds of wall time a call may take.
         limit: bytes of JSON text a result may have.
     """
@@ -61,6 +61,8 @@ class Tool:
 
     def __post_init__(self) -> None:
         name_of(self.name)
+        if self.destructive:
+            object.__setattr__(self, "changes", True)
         if not self.timeout > 0:
             raise BadInput(f"timeout is {self.timeout!r}", where=f"tool '{self.name}'", fix="Give seconds above 0.")
         if self.limit < 200:
@@ -164,7 +166,7 @@ def tool(
             arguments.schema(),
             function,
             destructive,
-            changes or destructive,
+            changes,
             timeout,
             limit,
             arguments,

@@ -301,25 +301,6 @@ def time_text(rng: random.Random) -> str:
     return "noon"
 
 
-COMMON = (
-    "what when where which who how why is are was were do does did can could would will should may might have has "
-    "had the a an and or of to in on at by for from with without into as it its this that these those there here "
-    "me my you your we our us i please thanks thank hello hi hey help need want like let make give show tell put "
-    "take add remove save find look get set calculate convert work out sum total plus minus times divided "
-    "multiplied percent square root power between after before day days week weeks month months year years hour "
-    "hours minute minutes second seconds today tomorrow yesterday date time calendar event events meeting lunch "
-    "dentist birthday call appointment schedule contact contacts address mail phone number list todo todos item "
-    "items done mark open file files folder read write text content notes written added deleted saved result "
-    "results error unknown nothing tool tools used none sorry certainly course very well sure thing here go no "
-    "worries style brief detailed formal casual system user assistant name arguments true false null string "
-    "integer number boolean any expression value unit units start end title path email events todos contacts "
-    "weekday kilometres miles metres feet inches pounds kilograms grams ounces litres gallons pints cups celsius "
-    "fahrenheit kelvin acres hectares megabytes gigabytes for the is in your calendar on at are days between says "
-    "have nothing main there that did not work which unit should"
-).split()
-"""Everyday words of requests and answers; the tokenizer gives them tokens of their own."""
-
-
 GRAMMAR = frozenset(
     "what when where which who whom whose how why is are was were be been being am do does did done doing can could "
     "will would should shall may might must have has had having the a an and or but nor so if then than else to in on "
@@ -352,7 +333,7 @@ def everyday(rng: random.Random) -> str:
 
 @cache
 def _everyday() -> tuple[str, ...]:
-    """`everyday.json`: the words above and those of the families' phrasings and answers when the tokenizer was trained.
-    It stays as it is: phrasings may change, and the tasks are still about the same things."""
+    """`everyday.json`: words of requests and answers, those above among them, as they were when the tokenizer was
+    trained and gave them tokens of their own. It stays as it is: phrasings may change, the tasks stay."""
     found: list[str] = json.loads((Path(__file__).parent / "everyday.json").read_text())
     return tuple(found)

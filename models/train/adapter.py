@@ -30,6 +30,9 @@ Documents = Callable[[int], Iterable[dict[str, Any]]]
 """The number of a chunk -> its documents, endless."""
 Report = Callable[[list[Point], float], None]
 
+SAMPLE = 200
+"""Documents that tell data from other data."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -37,6 +40,7 @@ class Run:
 
     Attributes:
         tensors: its weights, under PEFT's names.
+        data_sha256: of a sample of what it learned.
         held_loss: on held-out conversations, nats; None without any.
         held_call_loss: the same of the calls in them alone; None without any.
         calls: what it calls first in each of them; None where it was not asked.
@@ -45,6 +49,7 @@ class Run:
     seed: int
     curve: list[Point]
     tensors: dict[str, torch.Tensor]
+    data_sha256: str
     held_loss: float | None
     held_call_loss: float | None
     calls: list[Calls] | None
@@ -121,6 +126,7 @@ def fresh_adapter(base: Path, recipe: Recipe, seed: int, device: str = "cpu", st
 
 def runs(
     base: Path,
+    base_sha256: str,
     tokenizer: Any,
     recipe: Recipe,
     documents: Callable[[int], Documents],
@@ -142,7 +148,6 @@ def runs(
         FailedRun: the run failed from `SEEDS` seeds in a row.
     """
     losses = losses_on(tokenizer, held, recipe.length)
-    base_sha256 = weights_sha256(base)
     good: list[Run] = []
     failed: list[dict[str, Any]] = []
     in_a_row = 0
@@ -152,7 +157,8 @@ def runs(
         tuned = fresh_adapter(base, recipe, seed, device, start)
         place = None if work is None else work / f"seed-{seed}"
         mine, given = recipe.model_copy(update={"seed": seed}), documents(seed)
-        of = f"base {base_sha256}, data {data_hash(sample_of(given))}, start {start and start.before['sha256']}"
+        data_sha256 = data_hash(itertools.islice(given(0), SAMPLE))
+        of = f"base {base_sha256}, data {data_sha256}, start {start and start.before['sha256']}"
         try:
             curve = fit(tuned, mine, chunked(mine, tokenizer, given), checkpoint=place, of=of, report=report)
         except FailedRun as error:
@@ -172,13 +178,8 @@ def runs(
             if parameter.requires_grad
         }
         said = [calls_in(text) for text in replies(tuned, tokenizer, held.documents)] if count > 1 else None
-        good.append(Run(seed, curve, tensors, *losses(tuned), said))
+        good.append(Run(seed, curve, tensors, data_sha256, *losses(tuned), said))
     return good, failed
-
-
-def sample_of(documents: Documents) -> list[dict[str, Any]]:
-    """Enough of the documents to tell them from others by."""
-    return list(itertools.islice(documents(0), 200))
 
 
 def final_loss(curve: list[Point]) -> float:
@@ -265,10 +266,12 @@ def train_adapter(
         # As it is, with what a recipe does not know, such as another scaling.
         config = PeftConfig.from_pretrained(str(start.folder))
         recipe = of_config(recipe, config)
-    for document in sample_of(documents(recipe.seed))[:3]:
+    for document in itertools.islice(documents(recipe.seed)(0), 3):
         encode(tokenizer, document)  # a template that cannot be trained on is told before the training starts
+    base_sha256 = weights_sha256(base)
     trained, failed = runs(
         base,
+        base_sha256,
         tokenizer,
         recipe,
         documents,
@@ -291,13 +294,13 @@ def train_adapter(
     write_atomic(directory / "adapter_config.json", json.dumps(settings, indent=2, sort_keys=True, default=str) + "\n")
     card = {
         "base": base_name,
-        "base_sha256": weights_sha256(base),
+        "base_sha256": base_sha256,
         "sha256": file_sha256(directory / "adapter_model.safetensors"),
         "parameters": sum(t.numel() for t in kept.tensors.values()),
         "recipe": recipe.model_dump(mode="json"),
         "kept_seed": kept.seed,
         "failed": failed,
-        "data": {**source, "sample_sha256": data_hash(sample_of(documents(kept.seed)))},
+        "data": {**source, "sample_sha256": kept.data_sha256},
         "tokens": kept.curve[-1].tokens,
         "device": device_name(device),
         "seconds": round(kept.curve[-1].seconds),

@@ -12,7 +12,6 @@ typedef uint16_t bf16;
 constexpr index_t TILE = 16;
 constexpr index_t STEP = 32;  // entries of a row of a tile, over which a product sums
 constexpr index_t PAIRS = TILE * TILE;
-constexpr float LOG2E = 1.44269504088896341f;
 
 struct alignas(64) TileConfig {
   uint8_t palette = 1, start = 0, reserved[14] = {};
