@@ -13,7 +13,7 @@ import httpx
 from ..errors import BadInput, NotFound
 from ..steering.admin import admin_headers
 from ..steering.asking import LIMITS, Asker
-from ..steering.proof import LENGTHS, NEW, TOLERANCE, prove, unread
+from ..steering.proof import LENGTHS, NEW, prove, unread
 
 if TYPE_CHECKING:
     from ..steering.profile import Profile
@@ -50,7 +50,7 @@ async def verify(
     seed: int,
     lengths: Sequence[int] = LENGTHS,
     new: int = NEW,
-    tolerance: float = TOLERANCE,
+    tolerance: float | None = None,
 ) -> Report:
     """Check the live profiles of a server.
 
@@ -99,8 +99,9 @@ def table(report: Report) -> str:
     lines.append(f"the base model alone, among steered requests and after them: {same}")
     wrong = sum(bool(check.problems) for check in report.checks)
     count = len(report.checks) - 1
+    held = f"{report.dtype}, tolerance {report.tolerance:g} nats"
     lines.append(
-        f"{count} profile{'s' * (count != 1)} verified on {report.url} (tolerance {report.tolerance:g} nats)"
+        f"{count} profile{'s' * (count != 1)} verified on {report.url} ({held})"
         if report.ok
         else f"{wrong} of {len(report.checks)} failed on {report.url}"
     )

@@ -6,6 +6,8 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from ..steering.vllm.launch import DTYPES
+
 if TYPE_CHECKING:
     from ..steering.store import ProfileStore
     from .card import ModelCard
@@ -30,6 +32,12 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
         metavar="DIR",
         default=[],
         help="folders of profiles, besides yours and the shipped ones",
+    )
+    serve.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default=DTYPES[0],
+        help="number format to compute in (default: %(default)s); bfloat16 is for a GPU, or a processor with AMX",
     )
     serve.add_argument(
         "--compile",
@@ -65,10 +73,10 @@ def _serve(args: argparse.Namespace) -> int:
     own, *shipped = default_store().roots
     port = args.port or free_port(args.host)
     card, store = find_model(args.model or SMALL), ProfileStore(own, *extra, *shipped)
-    return asyncio.run(_keep(card, store, args.host, port, compile=args.compile))
+    return asyncio.run(_keep(card, store, args.host, port, dtype=args.dtype, compile=args.compile))
 
 
-async def _keep(card: ModelCard, store: ProfileStore, host: str, port: int, *, compile: bool) -> int:
+async def _keep(card: ModelCard, store: ProfileStore, host: str, port: int, *, dtype: str, compile: bool) -> int:
     """Run a server until it is told to stop (0), or dies for good (the error says so)."""
     import asyncio
     import signal
@@ -76,7 +84,7 @@ async def _keep(card: ModelCard, store: ProfileStore, host: str, port: int, *, c
 
     from .engines.vllm import VllmEngine
 
-    engine = VllmEngine(card, store, host=host, port=port, share=True, compile=compile, progress=_say)
+    engine = VllmEngine(card, store, host=host, port=port, share=True, dtype=dtype, compile=compile, progress=_say)
     work = asyncio.ensure_future(_run(engine))
     loop = asyncio.get_running_loop()
     stopped: list[int] = []

@@ -150,10 +150,16 @@ def _processor() -> Iterator[Finding]:
     yield Finding("processor", "ok", f"{os.cpu_count()} cores, {platform.machine()}, {' '.join(known) or 'no AVX'}")
     if "amx_tile" in flags:
         detail = (
-            "AMX is there; servers run in float32, with the vec kernel: the AMX one (bfloat16) dies at random with LoRA"
+            "AMX is there; servers use the vec kernel all the same: the AMX one (bfloat16) dies at random with LoRA"
         )
     else:
-        detail = "no AMX; servers run in float32, with the vec kernel"
+        detail = "no AMX; servers use the vec kernel"
+    fast = (
+        "`trimtab serve --dtype bfloat16` is faster, and rounds more"
+        if "amx_bf16" in flags
+        else "it is as fast as any here"
+    )
+    yield Finding("number format", "ok", f"servers compute in float32; {fast}")
     yield Finding("attention kernel", "ok", detail)
     if platform.machine() == "x86_64" and flags and "avx2" not in flags:
         yield Finding("processor", "broken", "vLLM's CPU build needs AVX2", "Use --engine transformers")

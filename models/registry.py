@@ -21,6 +21,7 @@ class RunningServer:
         started: when that process began, seconds since the epoch; with `pid` it tells one process from another.
         roots: folders its profiles come from.
         log: its log file.
+        dtype: the number format it computes in.
     """
 
     model: str
@@ -30,10 +31,11 @@ class RunningServer:
     started: float
     roots: tuple[str, ...]
     log: str
+    dtype: str = "float32"
 
     @property
     def file(self) -> Path:
-        return home() / "servers" / f"{self.model}-{self.sha256[:8]}.json"
+        return home() / "servers" / f"{self.model}-{self.sha256[:8]}-{self.dtype}.json"
 
     @property
     def port(self) -> int:

@@ -77,6 +77,18 @@ class Asker:
             raise EngineError(f"{len(answer.ids)} tokens were answered, not {new}", where=self.url)
         return answer
 
+    async def dtype(self) -> str:
+        """The number format that the server computes in. Raises EngineError, EngineUnavailable when it does not say."""
+        data = await self._json("GET", "/v1/trimtab/profiles")
+        try:
+            return str(data["worker"]["dtype"])
+        except (KeyError, TypeError):
+            raise EngineError(
+                "the server does not say what number format it computes in",
+                where=self.url,
+                fix="Start it again, with this version of Trimtab",
+            ) from None
+
     async def _json(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         try:
             reply = await self._http.request(method, path, json=body)

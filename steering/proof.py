@@ -2,9 +2,10 @@
 
 The same prompts go to a running server under the base model and under every profile, in one mixed batch. What comes
 back is held to Hugging Face, PEFT and forward hooks in float32, token by token: the server's own answer is read by the
-reference model, and the log probabilities of its tokens must agree. Receipts must name the profile's content, its
-layers, and just as many steered tokens as the reference edited. The base model is asked alone, within the mixed batch,
-and afterwards, and must say the same, bit for bit where the server computes in the same order.
+reference model, and the log probabilities of its tokens must agree, and be nearer to the reference with the profile
+than to that without it: a server that computes in bfloat16 rounds more than some profiles do. Receipts must name the
+profile's content, its layers, and just as many steered tokens as the reference edited. The base model is asked alone,
+within the mixed batch, and afterwards, and must say the same, bit for bit where the server computes in the same order.
 
 Who asks (`asking.py`) and who reads (`reference.py`, or a process of its own, `reference_child.py`) is the caller's to
 choose: `trimtab verify` asks over the wire, a server that is told to prove a profile asks itself.
@@ -18,12 +19,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from ..errors import EngineError
+
 if TYPE_CHECKING:
     from .asking import Answer, Asker
     from .profile import Profile
 
-TOLERANCE = 1e-3
-"""Largest difference of a log probability (nats) that float32 arithmetic in another order explains."""
+TOLERANCES = {"float32": 1e-3, "bfloat16": 0.5}
+"""Largest difference of a log probability (nats) from the reference in float32 that a server's arithmetic explains, by
+its number format. bfloat16 keeps 8 bits: a logit of 16 is rounded by up to 0.06."""
 LENGTHS = (5, 41, 150)
 """Tokens of the prompts: shorter and longer than a block of the prefix cache, and than several."""
 NEW = 16
@@ -62,11 +66,13 @@ class Report:
     Attributes:
         base_alone: largest difference between the base model's log probabilities when it is asked alone, and within a
             batch of steered requests and after it; 0.0 is bit for bit.
+        dtype: the number format that the server computes in.
         tolerance: what differences are held to, nats.
     """
 
     url: str
     model: str
+    dtype: str
     tolerance: float
     base_alone: float
     checks: tuple[Check, ...]
@@ -108,7 +114,7 @@ async def prove(
     seed: int,
     lengths: Sequence[int] = LENGTHS,
     new: int = NEW,
-    tolerance: float = TOLERANCE,
+    tolerance: float | None = None,
 ) -> Report:
     """Check live profiles of a server.
 
@@ -117,11 +123,20 @@ async def prove(
         seed: of the prompts; another one each time asks for what no cache holds.
         lengths: tokens of the prompts.
         new: tokens of each answer.
-        tolerance: largest difference of a log probability, nats.
+        tolerance: largest difference of a log probability, nats; by default what the server's number format explains.
 
     Raises:
         EngineError, EngineUnavailable: the server does not answer, or not as Trimtab's does; or the reader is gone.
     """
+    dtype = await asker.dtype()
+    if tolerance is None:
+        if dtype not in TOLERANCES:
+            raise EngineError(
+                f"nobody knows how much {dtype} rounds",
+                where=asker.url,
+                fix=f"Give a tolerance, or serve in one of: {', '.join(TOLERANCES)}",
+            )
+        tolerance = TOLERANCES[dtype]
     prompts = await asyncio.to_thread(reader.prompts, lengths, seed)
     alone = [await asker.ask(asker.model, prompt, new) for prompt in prompts]
     batch = [(name, prompt) for name in (asker.model, *chosen) for prompt in prompts]
@@ -141,7 +156,7 @@ async def prove(
             if isinstance(profile, Check)
             else await asyncio.to_thread(_check, name, profile, prompts, answers[name], reader, tolerance, 0.0)
         )
-    return Report(asker.url, asker.model, tolerance, apart, tuple(checks))
+    return Report(asker.url, asker.model, dtype, tolerance, apart, tuple(checks))
 
 
 def _apart(one: Answer, other: Answer) -> float:
@@ -155,6 +170,11 @@ def _gap(one: Sequence[float], other: Sequence[float]) -> float:
     return max(gaps) if all(map(math.isfinite, gaps)) else math.inf
 
 
+def _sum(one: Sequence[float], other: Sequence[float]) -> float:
+    """All differences together."""
+    return sum(abs(a - b) for a, b in zip(one, other, strict=True))
+
+
 def _check(
     name: str,
     profile: Profile | None,
@@ -165,7 +185,7 @@ def _check(
     apart: float,
 ) -> Check:
     problems: list[str] = []
-    difference, moved, expected = 0.0, 0.0, 0
+    difference, moved, near, far, expected = 0.0, 0.0, 0.0, 0.0, 0
     steered: int | None = 0
     for prompt, answer in zip(prompts, answers, strict=True):
         scores, edited = reader.scored(profile, prompt, answer.ids)
@@ -173,6 +193,8 @@ def _check(
         if profile is not None:
             plain, _ = reader.scored(None, prompt, answer.ids)
             moved = max(moved, _gap(scores, plain))
+            near += _sum(scores, answer.logprobs)
+            far += _sum(plain, answer.logprobs)
         expected += edited
         said = answer.receipt.get("tokens_steered")
         steered = None if said is None or steered is None else steered + int(said)
@@ -181,8 +203,11 @@ def _check(
         problems.append(f"log probabilities differ from the reference by up to {difference:.2g}")
     if apart > tolerance:
         problems.append("other requests change what the base model says")
-    if profile is not None and moved == 0.0 and (expected or profile.adapter or profile.deltas):
-        problems.append("changes nothing, though it acts")
+    if profile is not None and (expected or profile.adapter or profile.deltas):
+        if moved == 0.0:
+            problems.append("changes nothing, though it acts")
+        elif near >= far:
+            problems.append("what is said is no nearer to the reference with the profile than to that without it")
     sha256 = None if profile is None else profile.sha256
     said_tokens = sum(len(answer.ids) for answer in answers)
     unique = tuple(dict.fromkeys(problems))

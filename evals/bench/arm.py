@@ -38,6 +38,7 @@ class Setup:
         rows, terms: size of the bank.
         gates: whether compiled layers have room for conditions.
         length: longest prompt and answer together, in tokens.
+        dtype: number format, as torch calls it.
     """
 
     kind: str
@@ -52,6 +53,7 @@ class Setup:
     in_flight: int = 64
     threads: int = 1
     length: int = 512
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ class VllmEngine:
             rank=setup.rank,
             in_flight=setup.in_flight,
             length=setup.length,
+            dtype=setup.dtype,
         )
         for directory, sha256 in setup.profiles:
             self._engine.load(directory, sha256)
@@ -67,7 +68,7 @@ class HooksEngine:
         from ...steering.profile import load_profile
 
         torch.set_num_threads(setup.threads)
-        self._model = AutoModelForCausalLM.from_pretrained(setup.model, dtype=torch.float32).eval()
+        self._model = AutoModelForCausalLM.from_pretrained(setup.model, dtype=getattr(torch, setup.dtype)).eval()
         self._profiles = [load_profile(Path(directory)) for directory, _ in setup.profiles]
 
     def facts(self) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...arguments import above_zero, need_png, positive
+from ...steering.vllm.launch import DTYPES
 
 if TYPE_CHECKING:
     from .bars import Bar
@@ -46,6 +47,12 @@ def add_commands(subparsers: Any) -> Any:
     steering.add_argument("--in-flight", type=positive, default=64, metavar="N", help="requests at once (default: 64)")
     steering.add_argument("--prompt", type=positive, default=32, metavar="N", help="tokens of a prompt (default: 32)")
     steering.add_argument("--tokens", type=positive, default=128, metavar="N", help="tokens generated (default: 128)")
+    steering.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default=DTYPES[0],
+        help="number format of every side (default: %(default)s); answers under load are always in float32",
+    )
     steering.add_argument("--rows", metavar="A,B", help="only these rows, such as steering.idle,steering.vs_hooks")
     steering.add_argument(
         "--requests",
@@ -178,6 +185,7 @@ def _steering(args: argparse.Namespace) -> int:
             prompt=args.prompt,
             tokens=args.tokens,
             threads=args.threads or os.cpu_count() or 1,
+            dtype=args.dtype,
             only=only,
         )
     bars = found.bars()

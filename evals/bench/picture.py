@@ -47,7 +47,11 @@ def steering_png(found: steering.Measured, bars: Sequence[Bar]) -> bytes:
     sides = found.blocks()
     for row, blocks in enumerate(sides.values()):
         speed.plot([b.rate for b in blocks], [row] * len(blocks), "o", alpha=0.7)
-    speed.set(title=f"{found.model}, {found.in_flight} in flight", xlabel="generated tokens per second", xlim=(0, None))
+    speed.set(
+        title=f"{found.model}, {found.dtype}, {found.in_flight} in flight",
+        xlabel="generated tokens per second",
+        xlim=(0, None),
+    )
     speed.set_yticks(range(len(sides)), list(sides))
     speed.invert_yaxis()
     speed.grid(alpha=0.3)

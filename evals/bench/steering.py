@@ -99,6 +99,7 @@ class Measured:
     prompt: int
     tokens: int
     threads: int
+    dtype: str
     trials: Mapping[str, tuple[Trial, ...]]
     facts: Mapping[str, Mapping[str, Any]]
 
@@ -137,6 +138,7 @@ class Measured:
             "prompt": self.prompt,
             "tokens": self.tokens,
             "threads": self.threads,
+            "dtype": self.dtype,
         }
 
 
@@ -150,6 +152,7 @@ def measure(
     prompt: int,
     tokens: int,
     threads: int,
+    dtype: str,
     only: Sequence[str] = (),
     told: Callable[[str], None] = lambda text: print(text, file=sys.stderr, flush=True),
 ) -> Measured:
@@ -162,6 +165,7 @@ def measure(
         rounds: how often each row is measured.
         in_flight: requests at once.
         prompt, tokens: of each request.
+        dtype: number format of every side.
         only: the rows' names; all by default.
 
     Raises:
@@ -174,7 +178,9 @@ def measure(
             where="--prompt, --tokens",
             fix="Ask for fewer",
         )
-    setups, works = plan(card, adapters, scratch, in_flight=in_flight, prompt=prompt, tokens=tokens, threads=threads)
+    setups, works = plan(
+        card, adapters, scratch, in_flight=in_flight, prompt=prompt, tokens=tokens, threads=threads, dtype=dtype
+    )
     rows = _rows(works, only)
     works = {name: works[name] for name in works if any(name in row.order for row in rows)}
     setups = {name: setup for name, setup in setups.items() if any(name == arm for arm, _ in works.values())}
@@ -204,7 +210,8 @@ def measure(
             ratios = ", ".join(f"{row.name} {trials[row.name][-1].ratio:.2f}" for row in rows)
             told(f"round {number + 1} of {rounds}: {ratios}")
         facts = {name: arm.facts for name, arm in arms.items()}
-    return Measured(card.name, in_flight, prompt, tokens, threads, {n: tuple(t) for n, t in trials.items()}, facts)
+    done = {name: tuple(found) for name, found in trials.items()}
+    return Measured(card.name, in_flight, prompt, tokens, threads, dtype, done, facts)
 
 
 def _rows(works: Mapping[str, Any], only: Sequence[str]) -> list[Row]:
@@ -218,13 +225,21 @@ def _rows(works: Mapping[str, Any], only: Sequence[str]) -> list[Row]:
 
 
 def plan(
-    card: ModelCard, adapters: Sequence[Path], scratch: Path, *, in_flight: int, prompt: int, tokens: int, threads: int
+    card: ModelCard,
+    adapters: Sequence[Path],
+    scratch: Path,
+    *,
+    in_flight: int,
+    prompt: int,
+    tokens: int,
+    threads: int,
+    dtype: str,
 ) -> tuple[dict[str, Setup], dict[str, tuple[str, Work]]]:
     """The engines by name, and what is measured: name -> (engine, block)."""
     many = vectors(card, MANY, scratch / "vectors")
     gated = conditional(card, GATED, RANK, scratch / "gated")
     length = max(SHORTEST, prompt + tokens)
-    stock = Setup("vllm", str(card.path), in_flight=in_flight, threads=threads, length=length)
+    stock = Setup("vllm", str(card.path), in_flight=in_flight, threads=threads, length=length, dtype=dtype)
     setups = {
         "stock": stock,
         "vectors": replace(stock, plugin=True, profiles=many, rows=MANY + 1),

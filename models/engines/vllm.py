@@ -16,7 +16,14 @@ from weakref import WeakKeyDictionary
 from ...errors import BadInput, EngineUnavailable, NotFound, TrimtabError
 from ...home import home
 from ...steering.store import ProfileStore
-from ...steering.vllm.launch import DEFAULT_ROWS, FULL_AFTER, ROWS_VARIABLE, server_arguments, server_environment
+from ...steering.vllm.launch import (
+    DEFAULT_ROWS,
+    DTYPES,
+    FULL_AFTER,
+    ROWS_VARIABLE,
+    server_arguments,
+    server_environment,
+)
 from ..card import ModelCard
 from ..chat import ChatRequest, Delta, Reply, Sampling, user
 from ..registry import RunningServer, process_start, register, running_servers, unregister
@@ -69,17 +76,21 @@ def make_server(
     *,
     host: str = "127.0.0.1",
     port: int | None = None,
+    dtype: str = DTYPES[0],
     compile: bool = False,
 ) -> Server:
     """A vLLM server for a model and the profiles of a store, not started yet.
 
     Args:
+        dtype: the number format to compute in, one of `DTYPES`.
         compile: let vLLM compile the layers: a slower start, and more tokens per second.
 
     Raises:
         EngineUnavailable: vLLM is not installed.
-        BadInput: the port is taken.
+        BadInput: the port is taken, or no model is served in this format.
     """
+    if dtype not in DTYPES:
+        raise BadInput(f"no model is served in {dtype!r}", where="dtype", fix=f"One of: {', '.join(DTYPES)}")
     require_vllm()
     if port is None:
         port = free_port()
@@ -93,7 +104,7 @@ def make_server(
         max_model_len=min(card.context or LONGEST_CONTEXT, LONGEST_CONTEXT),
         max_loras=min(max(room.adapters, 4), MOST_ADAPTERS),
         max_lora_rank=room.rank,
-        dtype="float32",
+        dtype=dtype,
         compile=compile,
     )
     environment = server_environment([root.resolve() for root in store.roots], None, room.terms, gates=room.gated)
@@ -153,7 +164,7 @@ def needs(card: ModelCard, store: ProfileStore) -> Needs:
     return out
 
 
-def describe(card: ModelCard, store: ProfileStore, server: Server) -> RunningServer:
+def describe(card: ModelCard, store: ProfileStore, server: Server, dtype: str) -> RunningServer:
     """The registry entry of a server that runs."""
     pid = server.pid or 0
     return RunningServer(
@@ -164,14 +175,18 @@ def describe(card: ModelCard, store: ProfileStore, server: Server) -> RunningSer
         started=process_start(pid) or time.time(),
         roots=tuple(str(root.resolve()) for root in store.roots),
         log=str(server.log),
+        dtype=dtype,
     )
 
 
-async def find_running(card: ModelCard, roots: Sequence[Path]) -> RunningServer | None:
-    """A healthy registered server with the same weights and at least these profile folders."""
+async def find_running(card: ModelCard, roots: Sequence[Path], dtype: str | None = None) -> RunningServer | None:
+    """A healthy registered server with the same weights and at least these profile folders, in this number format or,
+    for None, in any."""
     wanted = {str(root.resolve()) for root in roots}
     for running in running_servers():
         if running.model != card.name or running.sha256 != card.sha256 or not wanted <= set(running.roots):
+            continue
+        if dtype not in (None, running.dtype):
             continue
         probe = HttpEngine(running.url, card.name, trimtab=True)
         try:
@@ -193,6 +208,8 @@ class VllmEngine:
     Args:
         share: make a server of its own known to other commands (see `registry`).
         port: for a server of its own; with a port, a running server is never taken instead.
+        dtype: the number format, one of `launch.DTYPES`; None takes a server that runs whatever it has, and starts one
+            in the first of them.
     """
 
     name = "vllm"
@@ -206,12 +223,13 @@ class VllmEngine:
         port: int | None = None,
         share: bool = False,
         reuse: bool = True,
+        dtype: str | None = None,
         compile: bool = False,
         progress: Progress | None = None,
     ) -> None:
         self.card, self.store = card, store
         self._host, self._port, self._share = host, port, share
-        self._reuse, self._compile = reuse and port is None, compile
+        self._reuse, self._dtype, self._compile = reuse and port is None, dtype, compile
         self._progress = progress or (lambda _: None)
         self._http: HttpEngine | None = None
         self._running: RunningServer | None = None
@@ -249,7 +267,7 @@ class VllmEngine:
             EngineUnavailable: vLLM is not installed, or the server does not start.
             BadInput: the port is taken.
         """
-        running = await find_running(self.card, self.store.roots) if self._reuse else None
+        running = await find_running(self.card, self.store.roots, self._dtype) if self._reuse else None
         if running is None:
             try:
                 await self._start()
@@ -257,7 +275,7 @@ class VllmEngine:
                 await self.aclose()
                 raise
         else:
-            self._progress(f"using the server that runs at {running.url}")
+            self._progress(f"using the server that runs at {running.url}, in {running.dtype}")
             self._connect(running)
         return self
 
@@ -326,12 +344,16 @@ class VllmEngine:
         self._http = HttpEngine(running.url, self.card.name, trimtab=True, retries=1)
 
     async def _start(self) -> None:
-        server = make_server(self.card, self.store, host=self._host, port=self._port, compile=self._compile)
+        # A server that takes another's place computes as that one did.
+        dtype = self._dtype or (DTYPES[0] if self._running is None else self._running.dtype)
+        server = make_server(
+            self.card, self.store, host=self._host, port=self._port, dtype=dtype, compile=self._compile
+        )
         self._progress(f"starting vLLM for {self.card.name} (log: {server.log})")
         began = time.monotonic()
         await server.start(self._progress)
         self._server = server
-        running = describe(self.card, self.store, server)
+        running = describe(self.card, self.store, server, dtype)
         self._connect(running)
         # The first request finds much unprepared (4 s on two cores): no user's step should pay for that.
         await self._live.chat(ChatRequest((user("Hello"),), (WARM_UP_TOOL,), sampling=Sampling(max_tokens=2)))

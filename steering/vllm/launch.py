@@ -51,6 +51,11 @@ KV_BYTES = 1 << 30
 """Default size of the KV cache on the CPU."""
 
 
+DTYPES = ("float32", "bfloat16")
+"""Number formats that a model is served in, the default first, in which a profile is proven to a thousandth of a nat.
+bfloat16 is for processors that multiply it fast."""
+
+
 def server_arguments(
     model_dir: Path,
     *,
@@ -60,7 +65,7 @@ def server_arguments(
     max_model_len: int,
     max_loras: int = 8,
     max_lora_rank: int = 64,
-    dtype: str = "float32",
+    dtype: str = DTYPES[0],
     compile: bool = False,
 ) -> list[str]:
     """Everything after the Python executable on the server's command line.
@@ -73,7 +78,7 @@ def server_arguments(
         max_model_len: longest prompt and answer together, in tokens.
         max_loras: adapters that one batch may mix.
         max_lora_rank: highest rank of an adapter that can be loaded.
-        dtype: the model's number format.
+        dtype: the model's number format, one of `DTYPES`.
         compile: whether vLLM compiles the layers.
     """
     eager = [] if compile else ["--enforce-eager"]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ...errors import BadInput
+from .launch import DTYPES
 
 
 class Request(NamedTuple):
@@ -28,7 +29,7 @@ class Generated(NamedTuple):
 
 
 class Offline:
-    """An engine, compiled, in float32, without prefix cache: every request is computed.
+    """An engine, compiled, without prefix cache: every request is computed.
 
     Args:
         model: folder of the base model.
@@ -37,6 +38,7 @@ class Offline:
         rank: their highest rank.
         in_flight: requests at once at most.
         length: longest prompt and answer together, in tokens.
+        dtype: number format to compute in.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Offline:
         rank: int = 16,
         in_flight: int = 64,
         length: int = 512,
+        dtype: str = DTYPES[0],
     ) -> None:
         from vllm import LLM
 
@@ -59,7 +62,7 @@ class Offline:
         self._adapters = list(adapters)
         self._llm = LLM(
             model=model,
-            dtype="float32",
+            dtype=dtype,
             max_model_len=length,
             max_num_seqs=in_flight,
             block_size=32,

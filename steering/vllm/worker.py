@@ -38,6 +38,7 @@ class SteeringExtension:
             return {
                 "vllm": require_supported(),
                 "runner": type(self.model_runner).__qualname__,
+                "dtype": str(self.model_runner.dtype).removeprefix("torch."),
                 "hidden_size": bank.hidden_size,
                 "num_layers": bank.num_layers,
                 "rows": bank.rows - 1,

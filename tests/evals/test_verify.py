@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import itertools
 import json
 import time
@@ -16,6 +17,8 @@ import torch
 from trimtab.cli import main
 from trimtab.errors import NotFound
 from trimtab.evals.verify import Client, verify
+from trimtab.models.card import find_model
+from trimtab.models.engines.vllm import VllmEngine
 from trimtab.steering.document import Document
 from trimtab.steering.files import model_sha256
 from trimtab.steering.profile import save_profile
@@ -65,11 +68,18 @@ def _post(server: Any, action: str) -> httpx.Response:
     return httpx.post(f"{server.url}/v1/trimtab/profiles/{action}", json={"name": "v-check"}, timeout=60)
 
 
-def _verified(server: Any, reference: Reference, names: Sequence[str], kind: type[Client] = Client) -> Report:
+def _verified(
+    server: Any,
+    reference: Reference,
+    names: Sequence[str],
+    kind: type[Client] = Client,
+    tolerance: float | None = None,
+) -> Report:
     async def run() -> Report:
         client = kind(server.url, server.model, None)
         try:
-            return await verify(client, reference, ProfileStore(*server.roots), names, seed=next(_seeds), new=8)
+            store = ProfileStore(*server.roots)
+            return await verify(client, reference, store, names, seed=next(_seeds), new=8, tolerance=tolerance)
         finally:
             await client.aclose()
 
@@ -85,6 +95,7 @@ def test_every_live_profile_fires_and_the_base_is_left_alone(server: Any, refere
     live = httpx.get(f"{server.url}/v1/trimtab/profiles", timeout=60).json()["profiles"]
     assert set(names[1:]) == {entry["id"] for entry in live}
     assert report.base_alone < 1e-4
+    assert (report.dtype, report.tolerance) == ("float32", 1e-3)
     ours = report.checks[names.index(steering)]
     assert ours.steered == ours.expected == sum((5, 41, 150)) + 3 * 7  # all prompt tokens, and answers' but the last
     assert ours.moved is not None
@@ -121,6 +132,42 @@ def test_a_server_that_does_not_steer_is_found_out(server: Any, reference: Refer
         "log probabilities",
     ):
         assert part in told
+
+
+class _Lying(Client):
+    """Gives the base model's answers with the profile's receipts."""
+
+    async def ask(self, name: str, prompt: Sequence[int], new: int, salt: str | None = None) -> Any:
+        said = await super().ask(name, prompt, new, salt)
+        base = await super().ask(self.model, prompt, new, f"lie-{salt}-{name.partition(chr(64))[0]}")
+        return dataclasses.replace(said, ids=base.ids, logprobs=base.logprobs)
+
+
+def test_receipts_alone_prove_nothing_whatever_the_tolerance(server: Any, reference: Reference, steering: str) -> None:
+    assert _verified(server, reference, [steering], tolerance=99.0).ok
+    base, ours = _verified(server, reference, [steering], _Lying, tolerance=99.0).checks
+    assert not base.problems
+    assert ours.problems == ("what is said is no nearer to the reference with the profile than to that without it",)
+
+
+@pytest.mark.timeout(900)
+def test_a_server_in_bfloat16_is_proven_as_far_as_that_goes(
+    server: Any, reference: Reference, steering: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card, store = find_model(server.model_dir), ProfileStore(*server.roots)
+    engine = VllmEngine(card, store, reuse=False, dtype="bfloat16")
+    asyncio.run(engine.open())
+    try:
+        there = dataclasses.replace(server, url=engine.url, engine=engine)
+        report = _verified(there, reference, ())
+        _, lie = _verified(there, reference, [steering], _Lying).checks
+    finally:
+        asyncio.run(engine.aclose())
+    assert report.ok, report
+    assert steering in [check.name for check in report.checks]
+    assert (report.dtype, report.tolerance) == ("bfloat16", 0.5)
+    assert 1e-3 < max(check.difference for check in report.checks) < 0.5  # it really is bfloat16
+    assert lie.problems
 
 
 def test_a_base_model_that_is_steered_is_found_out(server: Any, reference: Reference, steering: str) -> None:

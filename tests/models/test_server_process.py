@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import signal
 import socket
@@ -225,6 +226,10 @@ def test_the_registry_knows_living_servers_only(monkeypatch: pytest.MonkeyPatch,
     assert began is not None
     living = entry(os.getpid(), began)
     register(living)
+    other = dataclasses.replace(living, dtype="bfloat16")
+    register(other)
+    assert set(running_servers()) == {living, other}
+    unregister(other)
     register(entry(os.getpid(), began - 1000, "another-process-had-this-pid"))
     with subprocess.Popen([sys.executable, "-c", ""]) as gone:
         pass

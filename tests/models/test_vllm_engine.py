@@ -16,13 +16,13 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from trimtab.errors import EngineRefused, EngineUnavailable, NotFound
+from trimtab.errors import BadInput, EngineRefused, EngineUnavailable, NotFound
 from trimtab.models.card import find_model
 from trimtab.models.chat import ChatRequest, Sampling, user
 from trimtab.models.doctor import examine
 from trimtab.models.engines import open_engine
 from trimtab.models.engines.http import HttpEngine
-from trimtab.models.engines.vllm import VllmEngine
+from trimtab.models.engines.vllm import VllmEngine, make_server
 from trimtab.models.server import free_port
 from trimtab.steering.profile import Document, save_profile
 from trimtab.steering.store import ProfileStore
@@ -54,6 +54,10 @@ async def test_another_profile_folder_needs_another_server(server: Any, tmp_path
     card = find_model(server.model_dir)
     assert await find_running(card, server.roots) is not None
     assert await find_running(card, [*server.roots, tmp_path]) is None
+    assert await find_running(card, server.roots, "float32") is not None
+    assert await find_running(card, server.roots, "bfloat16") is None
+    with pytest.raises(BadInput, match="float32, bfloat16"):
+        make_server(card, server.engine.store, dtype="float8")
 
 
 async def test_a_trimtab_server_by_url(server: Any) -> None:
