@@ -151,9 +151,7 @@ def test_receipts_alone_prove_nothing_whatever_the_tolerance(server: Any, refere
 
 
 @pytest.mark.timeout(900)
-def test_a_server_in_bfloat16_is_proven_as_far_as_that_goes(
-    server: Any, reference: Reference, steering: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_server_in_bfloat16_is_proven_as_far_as_that_goes(server: Any, reference: Reference, steering: str) -> None:
     card, store = find_model(server.model_dir), ProfileStore(*server.roots)
     engine = VllmEngine(card, store, reuse=False, dtype="bfloat16")
     asyncio.run(engine.open())
