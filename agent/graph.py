@@ -9,7 +9,7 @@ say) may replay a node at any time: the node reads from the journal what was don
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Annotated, Any, TypedDict
 
 from langchain_core.messages import (
@@ -66,7 +66,7 @@ def build(rt: loop.Runtime, checkpointer: Any = None) -> Compiled:
 
     async def begin(state: State, emit: loop.Emit) -> dict[str, Any]:
         known = _open_run(rt, state.get("trimtab_run"))
-        if known is not None:
+        if known is not None and not _moved_on(known, _messages(state)):
             fresh = known.seq == 1
             return {"at": loop.next_node(known if fresh else await loop.go_on(rt, known))}
         messages = _messages(state)
@@ -129,6 +129,13 @@ def _open_run(rt: loop.Runtime, run_id: str | None) -> RunState | None:
     except NotFound:
         return None
     return None if run.ended else run
+
+
+def _moved_on(run: RunState, messages: Sequence[Message]) -> bool:
+    """Whether a thread has had another message of the user's since its run was stopped by a limit."""
+    began = [m.content for m in run.messages[: run.given] if m.role == "user"]
+    asked = [m.content for m in messages if m.role == "user"]
+    return run.stopped is not None and bool(asked) and (len(asked), asked[-1:]) != (len(began), began[-1:])
 
 
 def _messages(state: State) -> tuple[Message, ...]:

@@ -189,7 +189,7 @@ class Journal:
         self._db.close()
 
     def _insert(self, run_id: str, seq: int, event: dict[str, Any], run: Sequence[str] | None) -> None:
-        text = json.dumps(event, ensure_ascii=False)
+        text = json.dumps(event)
         at = datetime.now(UTC).isoformat(timespec="milliseconds")
         with self._errors(), self._lock:
             self._db.execute("BEGIN IMMEDIATE")

@@ -306,6 +306,7 @@ async def _call(tool: Tool, call: ToolCall, rec: Recorder, emit: Emit) -> None:
 
 
 async def _refuse(rec: Recorder, call: ToolCall, error: str, emit: Emit) -> None:
+    error = error.encode(errors="backslashreplace").decode()  # it may repeat half a character
     content = json.dumps({"error": error}, ensure_ascii=False)
     step = _tool_step(call, 0.0, error=error, result=content)
     message = Message("tool", content, tool_call_id=call.id)
@@ -315,7 +316,6 @@ async def _refuse(rec: Recorder, call: ToolCall, error: str, emit: Emit) -> None
 def _tool_step(
     call: ToolCall, seconds: float, *, error: str | None = None, result: str | None = None, ok: bool = False
 ) -> Step:
-    arguments = json.loads(call.arguments) if _is_object(call.arguments) else call.arguments
     return Step(
         index=0,
         kind="tool",
@@ -323,7 +323,7 @@ def _tool_step(
         error=error,
         tool=call.name,
         call_id=call.id,
-        arguments=arguments,
+        arguments=_arguments(call.arguments),
         result=result,
         ok=ok,
     )
@@ -353,6 +353,18 @@ def _is_object(text: str) -> bool:
         return isinstance(json.loads(text), dict)
     except (ValueError, RecursionError):
         return False
+
+
+def _arguments(text: str) -> dict[str, Any] | str:
+    """A call's arguments; their text where that is no object, or has half of a character, which no file takes."""
+    if not _is_object(text):
+        return text
+    found: dict[str, Any] = json.loads(text)
+    try:
+        json.dumps(found, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return text
+    return found
 
 
 def result(rt: Runtime, state: RunState) -> Result:

@@ -184,7 +184,7 @@ class RecordLog:
     def _write(self, row: Mapping[str, Any]) -> None:
         if self._file is None:
             return
-        raw = (json.dumps(row, ensure_ascii=False) + "\n").encode()
+        raw = (json.dumps(row) + "\n").encode()
         # One write to a file opened for appending: a reader sees the whole line or none of it.
         written = os.write(self._file, raw)
         if written != len(raw):

@@ -129,8 +129,10 @@ class ProfileStore:
             BadInput: it does not load, or its name and version are taken there by other content.
         """
         profile = load_profile(directory)
-        target = self.place(profile.name, profile.version)
-        if not replace and (target / FILE).is_file():
+        target = self._at(profile.name, profile.version, self.roots[:1])
+        if target is None:
+            target = self.place(profile.name, profile.version)
+        elif not replace:
             there = load_profile(target)
             if there.sha256 == profile.sha256:
                 return there
@@ -178,9 +180,9 @@ class ProfileStore:
         profile.directory.rename(aside)  # gone at once, even when deleting is cut short
         shutil.rmtree(aside, ignore_errors=True)
 
-    def _at(self, name: str, version: str) -> Path | None:
-        """The folder of a name and version, looked for where it must be."""
-        for root in self.roots:
+    def _at(self, name: str, version: str, roots: Sequence[Path] | None = None) -> Path | None:
+        """The folder of a name and version, looked for where it must be in these roots, by default all."""
+        for root in self.roots if roots is None else roots:
             bare, full = root / name, root / f"{name}@{version}"
             if os.path.isfile(bare / FILE) and read_document(bare).version == version:
                 return bare

@@ -9,7 +9,7 @@ import os
 import random
 import time
 from collections.abc import AsyncIterator
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 from weakref import WeakKeyDictionary
 
 import httpx
@@ -177,8 +177,9 @@ class HttpEngine:
             )
         sampling = request.sampling or Sampling()
         if request.sampling is None and request.profile is not None:
-            answer = await self.get("/v1/trimtab/profiles")
-            sampling = wire.decoding_of(answer.json() if answer.status_code == 200 else None, request.profile)
+            # Which version a name stands for is the server's to say.
+            answer = await self.get(f"/v1/trimtab/profiles/{quote(request.profile, safe='')}")
+            sampling = wire.decoding_of(answer.json() if answer.status_code == 200 else None)
         return wire.request_body(request, sampling, model=self._model, trimtab=self.trimtab, stream=stream)
 
     def _client(self) -> httpx.AsyncClient:

@@ -14,10 +14,12 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from ...errors import BadInput, EngineRefused, EngineUnavailable
+from ...errors import BadInput, EngineRefused, EngineUnavailable, TrimtabError
 from ...home import home
+from ...steering.document import FILE, read_document
 from ...steering.profile import Profile, load_profile
 from ...steering.store import ProfileStore
 from ..card import ModelCard
@@ -59,6 +61,7 @@ class LocalEngine:
 
         self.card = card
         self._store = store
+        self._known: dict[tuple[Path, int], bool] = {}
         bars = transformers.utils.logging.is_progress_bar_enabled()
         transformers.utils.logging.disable_progress_bar()
         try:
@@ -119,8 +122,8 @@ class LocalEngine:
             future.cancel()
 
     async def profiles(self) -> list[str]:
-        """The names in the store."""
-        return self._store.names()
+        """The names in the store that stand for a profile of this model."""
+        return await asyncio.to_thread(lambda: [name for name in self._store.names() if self._fits(name)])
 
     async def aclose(self) -> None:
         self._closed = True
@@ -130,6 +133,17 @@ class LocalEngine:
         if self._closed:
             raise EngineUnavailable("the engine is closed", where=self.name)
         return asyncio.get_running_loop().run_in_executor(self._pool, self._answer, request, cancel, emit)
+
+    def _fits(self, name: str) -> bool:
+        """Whether a name stands for a profile that was made for this model; its document alone is read, once."""
+        try:
+            folder = self._store.find(name)
+            key = folder, (folder / FILE).stat().st_mtime_ns
+            if key not in self._known:
+                self._known[key] = read_document(folder).base.sha256 == self.card.sha256
+            return self._known[key]
+        except (TrimtabError, OSError):
+            return False
 
     # What follows runs in the worker thread.
 

@@ -166,11 +166,24 @@ def receipt_of(data: Mapping[str, Any], request: ChatRequest, where: str) -> Rec
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise EngineError(f"the receipt is malformed ({error!r})", where=where) from None
-    asked = request.profile.partition("@")[0] if request.profile else None
-    applied = receipt.profile.partition("@")[0] if receipt.profile else None
-    if asked != applied:
-        raise EngineError(f"profile {asked!r} was asked for, the receipt says {applied!r}", where=where)
+    if not _fits(request.profile, receipt):
+        raise EngineError(
+            f"profile {request.profile!r} was asked for, the receipt says {receipt.profile!r}"
+            + (f" ({receipt.profile_sha256})" if receipt.profile_sha256 else ""),
+            where=where,
+        )
     return receipt
+
+
+def _fits(asked: str | None, receipt: Receipt) -> bool:
+    """Whether what was applied is what was asked for: its name, and its version or hash where they were given."""
+    if asked is None or receipt.profile is None:
+        return asked == receipt.profile
+    name, _, rest = asked.partition("@")
+    applied, _, version = receipt.profile.partition("@")
+    if rest.startswith("sha256:"):
+        return name == applied and (receipt.profile_sha256 or "").startswith(rest.removeprefix("sha256:"))
+    return name == applied and rest in ("", version)
 
 
 def error_of(status: int, text: str, *, where: str, secret: str | None = None) -> TrimtabError:
@@ -197,17 +210,14 @@ def _words(text: str) -> str:
     return " ".join(str(found or "").split())[:800]
 
 
-def decoding_of(data: Any, profile: str) -> Sampling:
-    """The sampling that a profile's decoding defaults make, from `GET /v1/trimtab/profiles`; greedy without any."""
+def decoding_of(data: Any) -> Sampling:
+    """The sampling that a profile's decoding defaults make, from `GET /v1/trimtab/profiles/{profile}`; greedy without
+    any."""
     try:
-        for entry in data["profiles"]:
-            names = (entry["name"], entry["id"])
-            if profile in names or f"{entry['name']}@sha256:{entry['sha256']}".startswith(profile):
-                given = entry.get("decoding") or {}
-                return Sampling(**{k: v for k, v in given.items() if k in ("temperature", "top_p", "max_tokens")})
+        given = data["profile"].get("decoding") or {}
+        return Sampling(**{k: v for k, v in given.items() if k in ("temperature", "top_p", "max_tokens")})
     except (KeyError, TypeError, AttributeError):
-        pass
-    return Sampling()
+        return Sampling()
 
 
 def _logprobs(choice: Json) -> tuple[float, ...] | None:

@@ -18,6 +18,9 @@ OPTION = "trimtab"
 
 _SMUGGLED_IN = ("vllm_xargs", "extra_args")
 
+DEEPEST = 200
+"""Levels of lists and objects in a request; a tool's schema has some ten."""
+
 
 def error_body(error: TrimtabError) -> dict[str, Any]:
     """An error in OpenAI's form."""
@@ -28,22 +31,37 @@ def error_body(error: TrimtabError) -> dict[str, Any]:
 
 
 def refuse_smuggling(body: Any) -> None:
-    """Raises BadInput when a body sets, anywhere, the engine fields that only the server may set."""
-    if isinstance(body, dict):
-        for key in _SMUGGLED_IN:
-            inner = body.get(key)
-            for name in inner if isinstance(inner, dict) else ():
-                if str(name).startswith(PROFILE_KEY):
-                    raise BadInput(
-                        f"{key}.{name} is set by the server alone",
-                        where=f"{key}.{name}",
-                        fix="Name the profile as `model` instead",
-                    )
-        for value in body.values():
-            refuse_smuggling(value)
-    elif isinstance(body, list):
-        for value in body:
-            refuse_smuggling(value)
+    """Raises BadInput when a body sets, anywhere, what only the server may set: its engine fields, or the salt of a
+    profile's states in the prefix cache, which would be read or filled by a request that is not steered by it."""
+    level = [body]
+    for _ in range(DEEPEST):
+        if not level:
+            return
+        for part in level:
+            if isinstance(part, dict):
+                _refuse_fields(part)
+        level = [
+            inner
+            for part in level
+            if isinstance(part, dict | list)
+            for inner in (part.values() if isinstance(part, dict) else part)
+        ]
+    raise BadInput(f"nested deeper than {DEEPEST} levels", where="body", fix="Send less")
+
+
+def _refuse_fields(part: Mapping[str, Any]) -> None:
+    for key in _SMUGGLED_IN:
+        inner = part.get(key)
+        for name in inner if isinstance(inner, dict) else ():
+            if str(name).startswith(PROFILE_KEY):
+                raise BadInput(
+                    f"{key}.{name} is set by the server alone",
+                    where=f"{key}.{name}",
+                    fix="Name the profile as `model` instead",
+                )
+    salt = part.get("cache_salt")
+    if isinstance(salt, str) and salt.startswith(SALT_PREFIX):
+        raise BadInput(f"salts that begin with {SALT_PREFIX} belong to profiles", where="cache_salt", fix="Change it")
 
 
 @dataclass(frozen=True)
@@ -111,14 +129,12 @@ def rewrite(body: Mapping[str, Any], entry: LiveProfile | None, base: str, recei
         receipt: the id to keep a receipt under, or None.
 
     Raises:
-        BadInput: a field is of the wrong kind, or a salt that belongs to profiles.
+        BadInput: a field is of the wrong kind.
     """
     out = dict(body)
     xargs, salt = body.get("vllm_xargs"), body.get("cache_salt")
     if xargs is not None and not isinstance(xargs, dict):
         raise BadInput("vllm_xargs is not an object", where="vllm_xargs", fix="Correct or remove it")
-    if isinstance(salt, str) and salt.startswith(SALT_PREFIX):
-        raise BadInput(f"salts that begin with {SALT_PREFIX} belong to profiles", where="cache_salt", fix="Change it")
     added: dict[str, Any] = {} if receipt is None else {RECEIPT_KEY: receipt}
     if entry is not None:
         out["model"] = entry.adapter.name if entry.adapter else base
@@ -180,10 +196,9 @@ def receipt_chunk(last: Mapping[str, Any], receipt: dict[str, Any]) -> dict[str,
     return {**kept, "choices": [], "trimtab": {"receipt": receipt}}
 
 
-def model_cards(live: list[LiveProfile], base: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def model_cards(named: Mapping[str, LiveProfile], base: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """The profiles as OpenAI model objects, one for each name; `base` is the base model's."""
-    newest = {entry.profile.name: entry for entry in live}
-    for name, entry in newest.items():
+    for name, entry in named.items():
         yield {
             **base,
             "id": name,

@@ -299,7 +299,7 @@ def _with_profiles(live: LiveProfiles, data: dict[str, Any]) -> dict[str, Any]:
     """The model list, with profiles in place of vLLM's adapters."""
     hidden = live.adapter_names()
     cards = [card for card in data["data"] if card["id"] not in hidden]
-    return {**data, "data": [*cards, *bodies.model_cards(live.profiles(), cards[0] if cards else {})]}
+    return {**data, "data": [*cards, *bodies.model_cards(live.named(), cards[0] if cards else {})]}
 
 
 def _authoriser(args: Any) -> Callable[[Scope], bool]:

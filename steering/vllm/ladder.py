@@ -6,10 +6,15 @@ there is room, and given up only while no request runs under them.
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 from ...errors import LimitExceeded
+from ...home import home
 from .served import LiveProfile
 
 MOST_RUNGS = 64
@@ -25,6 +30,20 @@ class Ladder:
     def __init__(self, limit: int = MOST_RUNGS) -> None:
         self.limit = limit
         self._rungs: OrderedDict[tuple[str, float], LiveProfile] = OrderedDict()
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+
+    def scratch(self) -> Path:
+        """The folder for the rungs' adapters. It goes with this process, and takes along those of killed ones."""
+        if self._scratch is None:
+            import psutil
+
+            cache = home() / "cache"
+            cache.mkdir(parents=True, exist_ok=True)
+            for old in cache.glob("strengths-*-*"):
+                if not psutil.pid_exists(int(old.name.split("-")[1])):
+                    shutil.rmtree(old, ignore_errors=True)
+            self._scratch = tempfile.TemporaryDirectory(prefix=f"strengths-{os.getpid()}-", dir=cache)
+        return Path(self._scratch.name)
 
     def get(self, own_sha256: str, strength: float) -> LiveProfile | None:
         """A rung that is live, now the most recently used; None when it is not."""

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from ...errors import BadInput, EngineError, LimitExceeded, NotFound, TrimtabErr
 from ...home import home
 from ..files import model_sha256
 from ..profile import Profile, load_profile
-from ..store import ProfileStore, load_named, some
+from ..store import ProfileStore, load_named, some, version_key
 from ..strength import at_strength
 from ..weights import merged_adapter, served_name
 from .ladder import Ladder
@@ -109,7 +110,7 @@ class LiveProfiles:
     def resolve(self, model: str) -> LiveProfile | None:
         """The live profile a request's `model` names, or None for the base model.
 
-        A bare name means the version that was promoted, else the profile of that name which went live last.
+        A bare name means the version that was promoted, else the newest one that is live.
 
         Raises:
             NotFound: neither, or the promoted version is not live; the names there are are listed.
@@ -119,12 +120,15 @@ class LiveProfiles:
         name, _, rest = model.partition("@")
         if not rest and (promoted := self._promoted(name)) is not None:
             rest = promoted
-        for entry in reversed(self.profiles()):
-            p = entry.profile
-            sha = rest.removeprefix("sha256:") if rest.startswith("sha256:") else None
-            by_hash = sha is not None and len(sha) >= 8 and p.sha256.startswith(sha)
-            if p.name == name and (not rest or rest == p.version or by_hash):
-                return entry
+        sha = rest.removeprefix("sha256:") if rest.startswith("sha256:") else None
+        meant = [
+            entry
+            for entry in self.profiles()
+            if entry.profile.name == name
+            and (not rest or rest == entry.profile.version or _begins(entry.profile.sha256, sha))
+        ]
+        if meant:
+            return max(meant, key=lambda entry: version_key(entry.profile.version))
         known = list(dict.fromkeys(entry.profile.name for entry in self.profiles()))
         why = next((reason for key, reason in self.refused.items() if key.partition("@")[0] == name), None)
         if rest and model == name:
@@ -134,6 +138,16 @@ class LiveProfiles:
             where="model",
             fix=f"Known: {some([*self.base_names, *known])}",
         )
+
+    def named(self) -> dict[str, LiveProfile]:
+        """What each bare name stands for; a name whose promoted version is not live is left out."""
+        out = {}
+        for name in dict.fromkeys(entry.profile.name for entry in self.profiles()):
+            with contextlib.suppress(NotFound):
+                found = self.resolve(name)
+                if found is not None:
+                    out[name] = found
+        return out
 
     def _promoted(self, name: str) -> str | None:
         """The version that the store says a live profile's bare name stands for; None where it says nothing."""
@@ -168,29 +182,32 @@ class LiveProfiles:
         found = await asyncio.to_thread(lambda: load_profile(folder, **self._base()))
         if found.id != spec:
             raise BadInput(f"the profile is {found.id}, not {spec}", where="path", fix="PUT it under its own name")
-        return await self._load(lambda: self._checked(store.save(folder).directory))
+        return await self._load(lambda: found, lambda: self._checked(store.save(folder).directory))
 
     def _need_store(self) -> ProfileStore:
         if self._store is None:
             raise BadInput("this server has no profile store", where="TRIMTAB_PROFILES", fix="Start it with one")
         return self._store
 
-    async def _load(self, read: Callable[[], Profile]) -> LiveProfile:
-        """Make a profile live that `read` reads and checks, in a thread of its own."""
+    async def _load(self, read: Callable[[], Profile], keep: Callable[[], Profile] | None = None) -> LiveProfile:
+        """Make a profile live that `read` reads and checks, in a thread of its own; `keep` stores it before that, once
+        nothing speaks against it, and reads it from there."""
         async with self._lock:
             profile = await asyncio.to_thread(read)
             if profile.name in self.base_names:
                 raise BadInput("the base model has this name", where=f"profile {profile.id}", fix="Rename the profile")
-            live = self._live.get(profile.sha256)
-            if live is not None:
-                return live
             for other in self._live.values():
-                if other.profile.id == profile.id:
+                if other.profile.id == profile.id and other.profile.sha256 != profile.sha256:
                     raise BadInput(
                         f"{profile.id} is live with other content ({other.profile.sha256[:12]})",
                         where=f"profile {profile.id}",
                         fix="Raise the version of the new one, or unload the old one first",
                     )
+            if keep is not None:
+                profile = await asyncio.to_thread(keep)
+            live = self._live.get(profile.sha256)
+            if live is not None:
+                return live
             entry = await self._ladder.with_room(lambda: self._made(profile, profile.sha256), self._gone)
             self._live[profile.sha256] = entry
             self.refused.pop(profile.id, None)
@@ -235,7 +252,7 @@ class LiveProfiles:
             raise
 
     async def _make(self, profile: Profile, own_sha256: str, strength: float) -> LiveProfile:
-        adapter = await self._take_adapter(profile)
+        adapter = await self._take_adapter(profile, strength)
         try:
             await self._workers.load(str(profile.directory.resolve()), own_sha256, strength)
         except BaseException:
@@ -334,8 +351,11 @@ class LiveProfiles:
             else sum(request["steered"] for request in requests),
         }
 
-    async def _take_adapter(self, profile: Profile) -> ServedAdapter | None:
-        merged = await asyncio.to_thread(merged_adapter, profile, home() / "cache" / "adapters")
+    async def _take_adapter(self, profile: Profile, strength: float) -> ServedAdapter | None:
+        # Whoever may ask for strengths may ask for any number of them: the adapters made for them are not kept.
+        passing = strength != 1.0 and bool(profile.deltas)
+        cache = self._ladder.scratch() if passing else home() / "cache" / "adapters"
+        merged = await asyncio.to_thread(merged_adapter, profile, cache)
         if merged is None:
             return None
         folder, sha256 = merged
@@ -343,7 +363,7 @@ class LiveProfiles:
         if adapter is None:
             from vllm.entrypoints.serve.lora.protocol import LoadLoRAAdapterRequest
 
-            adapter = ServedAdapter(served_name(profile, sha256), sha256)
+            adapter = ServedAdapter(served_name(profile, sha256), sha256, folder if passing else None)
             answer = await self._models.load_lora_adapter(
                 LoadLoRAAdapterRequest(lora_name=adapter.name, lora_path=str(folder))
             )
@@ -369,6 +389,8 @@ class LiveProfiles:
         number = self._models.lora_requests[adapter.name].lora_int_id
         await self._models.unload_lora_adapter(UnloadLoRAAdapterRequest(lora_name=adapter.name))
         await self._client.remove_lora(number)
+        if adapter.scratch is not None:
+            await asyncio.to_thread(shutil.rmtree, adapter.scratch, ignore_errors=True)
 
 
 def _model_folder(model: str) -> Path:
@@ -381,3 +403,8 @@ def _model_folder(model: str) -> Path:
         return Path(snapshot_download(model, local_files_only=True))
     except Exception as error:
         raise BadInput(f"the files of {model} are not on this machine ({error})", where="vllm --model") from None
+
+
+def _begins(sha256: str, sha: str | None) -> bool:
+    """Whether `sha` is the beginning of a hash, long enough to mean it."""
+    return sha is not None and len(sha) >= 8 and sha256.startswith(sha)

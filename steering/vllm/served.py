@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from ..profile import Profile
@@ -17,10 +18,15 @@ SALT_PREFIX = "trimtab:"
 
 @dataclass
 class ServedAdapter:
-    """A merged adapter inside vLLM, shared by the profiles with the same weights."""
+    """A merged adapter inside vLLM, shared by the profiles with the same weights.
+
+    Attributes:
+        scratch: its folder, where nobody needs that once the adapter is given up; else None.
+    """
 
     name: str
     sha256: str
+    scratch: Path | None = None
     users: int = 0
 
 

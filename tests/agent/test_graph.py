@@ -97,6 +97,19 @@ async def test_a_thread_of_the_graph_itself_begins_a_new_run_for_each_message() 
     assert len(one.journal.runs()) == 2
 
 
+async def test_a_message_after_a_stopped_run_begins_a_new_one() -> None:
+    one = agent([call("add", a=1, b=1), call("add", a=2, b=2), "b"], limits=Limits(steps=1))
+    graph = one.graph(checkpointer=InMemorySaver())
+    config: Any = {"configurable": {"thread_id": "1"}}
+    out = await graph.ainvoke({"messages": [("user", "first")]}, config)
+    assert "the limit of 1 steps" in out["messages"][-1].content
+    await graph.ainvoke(None, config)
+    await graph.ainvoke({"messages": []}, config)  # nothing was said, so the run goes on
+    assert len(one.journal.runs()) == 1
+    await graph.ainvoke({"messages": [("user", "second")]}, config)
+    assert [run.task for run in one.journal.runs()] == ["second", "first"]
+
+
 async def test_a_stopped_run_says_so_in_its_last_message() -> None:
     graph = agent([call("add", a=1, b=1)], limits=Limits(steps=1)).graph()
     out = await graph.ainvoke({"task": "go"})

@@ -47,6 +47,7 @@ class Script:
         self.times: list[float] = []
         self.models: list[str] | None = ["base"]
         self.profiles: dict[str, Any] | None = None
+        self.profile: dict[str, Any] | None = None
         self.gone = threading.Event()
         self.url = ""
 
@@ -109,6 +110,7 @@ def script() -> Iterator[Script]:
             found = {
                 "/v1/models": script.models and {"data": [{"id": m} for m in script.models]},
                 "/v1/trimtab/profiles": script.profiles,
+                "/v1/trimtab/profiles/p%401": script.profile,
             }.get(self.path)
             raw = json.dumps(found).encode()
             self.send_response(200 if found else 404)
@@ -344,9 +346,11 @@ async def test_a_profile_is_the_model_and_brings_a_receipt(script: Script) -> No
     ("profile", "receipt", "words"),
     [
         ("p", None, "without a receipt"),
-        ("p", {**RECEIPT, "profile": "q@1"}, "the receipt says 'q'"),
+        ("p", {**RECEIPT, "profile": "q@1"}, "the receipt says 'q@1'"),
+        ("p@2", RECEIPT, "the receipt says 'p@1'"),
+        ("p@sha256:01234567", RECEIPT, "the receipt says 'p@1'"),
         ("p", {**RECEIPT, "profile": None}, "the receipt says None"),
-        (None, RECEIPT, "the receipt says 'p'"),
+        (None, RECEIPT, "the receipt says 'p@1'"),
         ("p", {"engine": "vllm"}, "malformed"),
     ],
 )
@@ -365,16 +369,14 @@ async def test_nothing_is_silently_unsteered(
 
 
 async def test_a_profiles_decoding_is_the_default(script: Script) -> None:
-    script.profiles = {
-        "profiles": [
-            {"name": "p", "id": "p@1", "sha256": "abcdef0123", "decoding": {"temperature": 0.7, "max_tokens": 9}}
-        ]
-    }
+    """Of the profile that the server says the name stands for."""
+    script.profile = {"profile": {"id": "p@1", "decoding": {"temperature": 0.7, "max_tokens": 9}}}
     script.say(200, completion(trimtab={"receipt": RECEIPT}))
     engine = HttpEngine(script.url, "base", trimtab=True)
-    for spec in ("p", "p@1", "p@sha256:abcdef01"):
-        await engine.chat(ChatRequest((user("x"),), profile=spec))
-        assert [script.bodies[-1][k] for k in ("temperature", "top_p", "max_tokens")] == [0.7, 1.0, 9]
+    await engine.chat(ChatRequest((user("x"),), profile="p@1"))
+    assert [script.bodies[-1][k] for k in ("temperature", "top_p", "max_tokens")] == [0.7, 1.0, 9]
+    await engine.chat(ChatRequest((user("x"),), profile="p"))  # a server that knows nothing of it
+    assert script.bodies[-1]["temperature"] == 0.0
 
 
 async def test_a_foreign_server_takes_no_profile(script: Script) -> None:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import functools
 import json
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -40,6 +42,7 @@ from trimtab.steering.vllm.launch import FULL_AFTER
 
 WIDTH, LAYERS = 4, 3
 CHAT = "/v1/chat/completions"
+DEEP: list[Any] = functools.reduce(lambda inner, _: [inner], range(300), [])
 
 
 class Engine:
@@ -70,7 +73,9 @@ class Engine:
                 return [{"requests": None}]
             entry = {"profile": asked.get("trimtab"), "adapter": None, "steered": 12, "restored": 4, "seen": 12}
             return [{"requests": [entry | self.applied]}]
-        return [{"hidden_size": WIDTH, "num_layers": LAYERS, "rows": 4, "rows_used": len(self.live)}]
+        return [
+            {"dtype": "float32", "hidden_size": WIDTH, "num_layers": LAYERS, "rows": 4, "rows_used": len(self.live)}
+        ]
 
 
 class Bench:
@@ -193,7 +198,7 @@ def test_a_profile_becomes_the_base_model_its_hash_and_its_salt(bench: Bench) ->
 def test_a_bare_name_stands_for_the_promoted_version(bench: Bench, store: Path) -> None:
     add(store, file_sha256(bench.folder / "model.safetensors"), "terse", "2")
     assert bench.client.post("/v1/trimtab/profiles/load", json={"name": "terse@2"}).status_code == 200
-    assert bench.post(model="terse").json()["model"] == "terse@2"  # the one that went live last
+    assert bench.post(model="terse").json()["model"] == "terse@2"  # the newest
     mine = ProfileStore(store)
     mine.promote("terse@1")
     assert bench.post(model="terse").json()["model"] == "terse@1"
@@ -208,6 +213,20 @@ def test_a_bare_name_stands_for_the_promoted_version(bench: Bench, store: Path) 
     assert "terse@1 is promoted and not live" in refused.json()["error"]["message"]
 
 
+def test_a_bare_name_stands_for_the_newest_version_however_they_went_live(bench: Bench, store: Path) -> None:
+    def cards() -> dict[str, str]:
+        data = bench.client.get("/v1/models").json()["data"]
+        return {card["id"]: card["trimtab"]["id"] for card in data if "trimtab" in card}
+
+    for version in ("11", "9"):
+        add(store, file_sha256(bench.folder / "model.safetensors"), "terse", version)
+        assert bench.client.post("/v1/trimtab/profiles/load", json={"name": f"terse@{version}"}).status_code == 200
+    assert bench.post(model="terse").json()["model"] == "terse@11"
+    assert cards() == {"terse": "terse@11", "late": "late@1"}
+    ProfileStore(store).promote("terse@9")
+    assert cards()["terse"] == "terse@9"
+
+
 def test_salts_keep_profiles_and_clients_apart(bench: Bench) -> None:
     salts = []
     for model in ("terse", "late"):
@@ -219,8 +238,12 @@ def test_salts_keep_profiles_and_clients_apart(bench: Bench) -> None:
     assert bench.bodies[-1]["cache_salt"] == salts[0]
     bench.post(model="base", cache_salt="mine")
     assert bench.bodies[-1]["cache_salt"] == "mine"
-    stolen = bench.post(model="base", cache_salt=salts[0])
-    assert (stolen.status_code, stolen.json()["error"]["param"]) == (400, "cache_salt")
+    bench.bodies.clear()
+    for path in (CHAT, "/v1/responses"):
+        for body in ({"cache_salt": salts[0]}, {"requests": [{"cache_salt": salts[0]}]}):
+            stolen = bench.post(path, model="base", **body)
+            assert (stolen.status_code, stolen.json()["error"]["param"]) == (400, "cache_salt")
+    assert not bench.bodies
 
 
 def test_what_the_request_says_beats_the_profiles_defaults(bench: Bench) -> None:
@@ -256,6 +279,7 @@ def test_unknown_models_are_refused_before_generation(bench: Bench, model: str) 
         {"model": "terse", "trimtab": {"strength": 101}},
         {"model": "terse", "trimtab": {"profile": "late"}},
         {"model": "base", "trimtab": {"profile": 3}},
+        {"model": "base", "tools": DEEP},
     ],
 )
 def test_fields_of_the_server_and_malformed_options_are_refused(bench: Bench, body: dict[str, Any]) -> None:
@@ -464,7 +488,7 @@ def upload(folder: Path) -> dict[str, Any]:
 
 
 def test_profiles_are_uploaded_with_the_admin_key_alone(
-    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = file_sha256(bench.folder / "model.safetensors")
     add(tmp_path / "mine", base, "new")
@@ -487,7 +511,24 @@ def test_profiles_are_uploaded_with_the_admin_key_alone(
     assert bench.client.put(place, json=upload(tmp_path / "other" / "new@1")).status_code == 400
     assert bench.client.delete(place).json()["live"] is False
     assert bench.client.get("/v1/trimtab/profiles/new").status_code == 404
+    assert ProfileStore(store).get("new").sha256 == load_profile(tmp_path / "mine" / "new@1").sha256
     assert bench.client.post("/v1/trimtab/profiles/load", json={"name": "new"}).status_code == 200, "it is in the store"
+
+
+def test_a_refused_upload_is_not_in_the_store(
+    bench: Bench, tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would take the place of what is live at the next start."""
+    monkeypatch.setenv("TRIMTAB_ADMIN_KEY", "hush")
+    bench.client.headers["x-trimtab-admin-key"] = "hush"
+    shutil.move(store / "terse@1", tmp_path / "empty" / "terse@1")  # live, and in a root that is only read
+    base = file_sha256(bench.folder / "model.safetensors")
+    for name in ("terse", "base"):
+        add(tmp_path / "mine", base, name, tokens="generated")
+        body = upload(tmp_path / "mine" / f"{name}@1")
+        assert bench.client.put(f"/v1/trimtab/profiles/{name}@1", json=body).status_code == 400
+    assert not (store / "terse@1").exists()
+    assert not (store / "base@1").exists()
 
 
 @pytest.mark.parametrize(

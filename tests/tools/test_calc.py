@@ -237,6 +237,13 @@ def test_nothing_but_numbers_is_reached(name: str) -> None:
         (3, "amps", "milliamps", 3000),
         (2, "mhz", "kHz", 2000),
         (1, "yard", "metres", 0.9144),
+        (5, "mW", "W", 0.005),
+        (5, "MW", "mW", 5e9),
+        (1, "mHz", "Hz", 0.001),
+        (1, "MBps", "Mbps", 8),
+        (8, "Gb", "GB", 1),
+        (96, "Mb", "mb", 12),
+        (8, "Mb/s", "MB/s", 1),
     ],
 )
 def test_units(value: float, source: str, target: str, result: float) -> None:

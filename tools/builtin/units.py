@@ -46,6 +46,12 @@ ALIASES = {
     "mpg": "mile/gallon",
 }  # fmt: skip
 
+CASED = {
+    "mW": "milliwatt", "mHz": "millihertz", "Mb": "megabit", "Gb": "gigabit", "Tb": "terabit",
+    "kBps": "kilobyte/second", "KBps": "kilobyte/second", "MBps": "megabyte/second", "GBps": "gigabyte/second",
+}  # fmt: skip
+"""Symbols whose lower case, above, is another unit: a thousandth or a million, a bit or a byte."""
+
 USUAL = (
     *("kilometres metres centimetres millimetres kilometers meters centimeters miles yards feet inches".split()),
     *("kilograms grams tonnes pounds ounces stone litres millilitres liters gallons pints quarts cups".split()),
@@ -107,7 +113,7 @@ def unit(text: str) -> Any:
     if words and len(words) <= LONGEST:
         for name in (words, words.lower()):
             try:
-                # A name as written goes before its lower case: "Mb" and "mB" do not matter, "kWh" and "GHz" do.
+                # A name as written goes before its lower case: "kWh" is one that pint knows, "kwh" is none.
                 return _registry().Unit(_expression(name))
             except Exception:  # pint raises a dozen kinds for text that is no unit
                 continue
@@ -120,6 +126,8 @@ def unit(text: str) -> Any:
 
 def _expression(words: str) -> str:
     """Words as an expression pint reads: "square metres" is metre**2, "miles per hour" mile/hour."""
+    if words in CASED:
+        return CASED[words]
     if words.lower() in ALIASES:
         return ALIASES[words.lower()]
     halves = re.split(r"\s*/\s*|\s+(?:per|an|a)\s+", words)
