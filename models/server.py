@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import errno
 import os
 import re
 import signal
@@ -32,10 +33,8 @@ _running: WeakSet[Server] = WeakSet()
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port that is free at this moment."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+    """A TCP port that is free at this moment. Raises BadInput when the host is not one of this machine's."""
+    return _bound(host, 0)
 
 
 def require_port(host: str, port: int) -> None:
@@ -46,16 +45,27 @@ def require_port(host: str, port: int) -> None:
     """
     if not 0 < port < 65536:
         raise BadInput(f"{port} is not a port", where="--port", fix="Give a number from 1 to 65535")
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise BadInput(
-                f"cannot listen on {host}:{port} ({error.strerror or error})",
-                where="--port",
-                fix="Choose another port with --port, or stop what listens there (`trimtab doctor` lists our servers)",
-            ) from None
+    _bound(host, port)
+
+
+def _bound(host: str, port: int) -> int:
+    """The port that can be bound there: for 0, one that is free. Raises BadInput."""
+    try:
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, *_, address = found[0]
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            return int(probe.getsockname()[1])
+    except OSError as error:
+        ours = error.errno in (errno.EADDRINUSE, errno.EACCES)
+        raise BadInput(
+            f"cannot listen on {host}:{port} ({error.strerror or error})",
+            where="--port" if ours else "--host",
+            fix="Choose another port with --port, or stop what listens there (`trimtab doctor` lists our servers)"
+            if ours
+            else "Give an address of this machine, such as 127.0.0.1, or 0.0.0.0 for all of them",
+        ) from None
 
 
 def new_log(name: str) -> Path:

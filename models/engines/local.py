@@ -31,6 +31,10 @@ ADAPTERS_KEPT = 32
 
 Emit = Callable[[str], None]
 
+_loading = threading.Lock()
+"""Held while a model loads: threads that import transformers' classes at the same moment find half a module, and
+whether it shows progress bars is one setting for all."""
+
 
 @dataclass(frozen=True)
 class _Drawn:
@@ -55,32 +59,11 @@ class LocalEngine:
     name = "transformers"
 
     def __init__(self, card: ModelCard, store: ProfileStore) -> None:
-        import torch
-        import transformers
-        from safetensors import SafetensorError
-
         self.card = card
         self._store = store
         self._known: dict[tuple[Path, int], bool] = {}
-        bars = transformers.utils.logging.is_progress_bar_enabled()
-        transformers.utils.logging.disable_progress_bar()
-        try:
-            self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
-                card.path, local_files_only=True, trust_remote_code=False
-            )
-            self._model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-                card.path,
-                dtype=torch.float32,
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-            ).eval()
-        except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-            reason = str(error).strip() or type(error).__name__
-            raise BadInput(f"the model does not load: {reason.splitlines()[0]}", where=str(card.path)) from error
-        finally:
-            if bars:
-                transformers.utils.logging.enable_progress_bar()
+        with _loading:
+            self._tokenizer, self._model = _loaded(card.path)
         if not self._tokenizer.chat_template:
             raise BadInput("there is no chat template", where=str(card.path), fix="Add a chat_template.jinja")
         self._ends = _end_tokens(self._tokenizer, self._model)
@@ -355,3 +338,25 @@ def _end_tokens(tokenizer: Any, model: Any) -> frozenset[int]:
     configured = getattr(model.generation_config, "eos_token_id", None)
     ends = configured if isinstance(configured, list) else [configured]
     return frozenset(int(i) for i in [*ends, tokenizer.eos_token_id] if i is not None)
+
+
+def _loaded(folder: Path) -> tuple[Any, Any]:
+    """Tokenizer and model. Raises BadInput."""
+    import torch
+    import transformers
+    from safetensors import SafetensorError
+
+    bars = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False, use_safetensors=True
+        )
+        return tokenizer, model.eval()
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        reason = str(error).strip() or type(error).__name__
+        raise BadInput(f"the model does not load: {reason.splitlines()[0]}", where=str(folder)) from error
+    finally:
+        if bars:
+            transformers.utils.logging.enable_progress_bar()

@@ -5,24 +5,25 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
-import os
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
 from ...errors import BadInput, EngineUnavailable, NotFound, TrimtabError
 from ...home import home
+from ...steering.profile import Profile
 from ...steering.store import ProfileStore
 from ...steering.vllm.launch import (
-    DEFAULT_ROWS,
     DTYPES,
     FULL_AFTER,
-    ROWS_VARIABLE,
+    bank_rows,
     server_arguments,
     server_environment,
+    wanted_live,
 )
 from ..card import ModelCard
 from ..chat import ChatRequest, Delta, Reply, Sampling, user
@@ -112,11 +113,18 @@ def make_server(
         [sys.executable, *arguments],
         # A folder called `tools` or `models` where the user stands must not be imported by the server.
         environment={**environment, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"},
-        url=f"http://{'127.0.0.1' if host in ('0.0.0.0', '::', '') else host}:{port}",
+        url=f"http://{_reached_at(host)}:{port}",
         log=new_log(card.name),
         stages=STAGES,
         fixes=FIXES,
     )
+
+
+def _reached_at(host: str) -> str:
+    """The host of a URL for a server that listens there."""
+    if host in ("0.0.0.0", "::", ""):
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host
 
 
 @dataclass(frozen=True)
@@ -137,15 +145,16 @@ class Needs:
 
 
 def needs(card: ModelCard, store: ProfileStore) -> Needs:
-    """The room for the profiles that a server of this model makes live at start: those for which its bank has rows, in
-    the store's order. As the server does, this reads no more once profile after profile finds no row."""
+    """The room for the profiles that a server of this model makes live at start: those that `TRIMTAB_LIVE` names, else
+    those for which its bank has rows, in the store's order. As the server does, this reads no other profile, and no
+    more once profile after profile finds no row. What does not load is left for the server to judge."""
     from ...steering.bank import terms_needed
     from ...steering.intervention import variants
     from ...steering.weights import merged_adapter
 
     found, out, crowded = set(), Needs(), 0
-    free = int(os.environ.get(ROWS_VARIABLE, DEFAULT_ROWS)) - 1
-    for profile in store.each():
+    free, named = bank_rows() - 1, wanted_live()
+    for profile in store.each() if named is None else _each(store, named):
         if isinstance(profile, BadInput) or profile.base_sha256 != card.sha256:
             continue
         wanted = variants(profile.interventions)
@@ -162,6 +171,12 @@ def needs(card: ModelCard, store: ProfileStore) -> Needs:
             rank = int(json.loads((merged[0] / "adapter_config.json").read_text())["r"])
             out = replace(out, adapters=len(found), rank=max(out.rank, rank))
     return out
+
+
+def _each(store: ProfileStore, names: Sequence[str]) -> Iterator[Profile]:
+    for name in names:
+        with suppress(TrimtabError):
+            yield store.get(name)
 
 
 def describe(card: ModelCard, store: ProfileStore, server: Server, dtype: str) -> RunningServer:

@@ -34,7 +34,7 @@ from typing import Any, TypeVar
 from ...errors import BadInput, Conflict, NotFound, TrimtabError
 from ..proof import Report
 from . import bodies
-from .launch import LIVE_VARIABLE, PROFILES_VARIABLE
+from .launch import PROFILES_VARIABLE, wanted_live
 from .live import LiveProfiles
 from .proving import Prover
 from .routes import own_route
@@ -100,9 +100,8 @@ class TrimtabMiddleware:
 
     async def _start(self, state: Any) -> None:
         roots = [Path(root) for root in os.environ.get(PROFILES_VARIABLE, "").split(os.pathsep) if root]
-        wanted = os.environ.get(LIVE_VARIABLE)
         live = LiveProfiles(state.engine_client, state.openai_serving_models, roots)
-        await live.start(None if wanted is None else [name.strip() for name in wanted.split(",") if name.strip()])
+        await live.start(wanted_live())
         self._authorised = _authoriser(state.args)
         self.live = live
 

@@ -12,6 +12,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from ...errors import BadInput
 from .plugin import SWITCH
 
 PROFILES_VARIABLE = "TRIMTAB_PROFILES"
@@ -54,6 +55,24 @@ KV_BYTES = 1 << 30
 DTYPES = ("float32", "bfloat16")
 """Number formats that a model is served in, the default first, in which a profile is proven to a thousandth of a nat.
 bfloat16 is for processors that multiply it fast."""
+
+
+def bank_rows() -> int:
+    """Rows of a server's bank, that of unsteered tokens included. Raises BadInput for no such number."""
+    text = os.environ.get(ROWS_VARIABLE, str(DEFAULT_ROWS))
+    try:
+        rows = int(text)
+    except ValueError:
+        rows = 0
+    if rows < 1:
+        raise BadInput(f"{text!r} is no number of rows", where=ROWS_VARIABLE, fix="Give a whole number above 0")
+    return rows
+
+
+def wanted_live() -> list[str] | None:
+    """The profiles that a server shall make live, by the environment; None for all that fit."""
+    text = os.environ.get(LIVE_VARIABLE)
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
 
 
 def server_arguments(

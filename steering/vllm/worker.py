@@ -19,7 +19,7 @@ from ..profile import load_profile
 from ..strength import at_strength
 from . import attention_cpu, lora_cpu, runner, runner_v1, runner_v2, seeds_cpu
 from .door import open_door
-from .launch import DEFAULT_ROWS, ROWS_VARIABLE, TERMS_VARIABLE
+from .launch import TERMS_VARIABLE, bank_rows
 from .plugin import SWITCH
 from .versions import require_supported
 
@@ -101,7 +101,7 @@ def _answer(function: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 if os.environ.get(SWITCH) == "1":
     # Which of its runners vLLM makes is not decided yet.
     for _runner in (runner_v1, runner_v2):
-        _runner.install(int(os.environ.get(ROWS_VARIABLE, DEFAULT_ROWS)), int(os.environ.get(TERMS_VARIABLE, "0")))
+        _runner.install(bank_rows(), int(os.environ.get(TERMS_VARIABLE, "0")))
     lora_cpu.install()
     attention_cpu.install()
     seeds_cpu.install()

@@ -198,8 +198,12 @@ def test_a_port_in_use_is_named() -> None:
     for bad in (0, -1, 70000):
         with pytest.raises(BadInput, match="is not a port"):
             require_port("127.0.0.1", bad)
-    with pytest.raises(BadInput):
-        require_port("203.0.113.7", 8000)
+    for host in ("203.0.113.7", "nosuch.invalid"):
+        with pytest.raises(BadInput, match="address of this machine") as caught:
+            require_port(host, 8000)
+        assert caught.value.where == "--host"
+    if socket.has_ipv6:
+        require_port("::1", free_port("::1"))
 
 
 def test_old_logs_are_cleared_away(trimtab_home: Path) -> None:

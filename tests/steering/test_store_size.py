@@ -20,7 +20,7 @@ from trimtab.steering.document import Document
 from trimtab.steering.profile import Profile, save_profile
 from trimtab.steering.promotion import FOLDER
 from trimtab.steering.store import ProfileStore
-from trimtab.steering.vllm.launch import DEFAULT_ROWS, FULL_AFTER, ROWS_VARIABLE
+from trimtab.steering.vllm.launch import DEFAULT_ROWS, FULL_AFTER, LIVE_VARIABLE, ROWS_VARIABLE
 
 NAMES, VERSIONS = 9_000, 1_000
 Opened = Callable[[Path], list[str]]
@@ -110,6 +110,14 @@ def test_a_server_makes_room_for_what_it_makes_live(
     assert needs(card, store) == Needs(terms=3 + SPARE_TERMS)
     assert opened_below(store.roots[0]) == ["a@1", *(f"p{n:04d}@1" for n in range(3 + FULL_AFTER))]
     assert needs(replace(card, sha256="b" * 64), store) == Needs()
+    opened_below(store.roots[0])
+    monkeypatch.setenv(LIVE_VARIABLE, "p0299, nobody")
+    assert needs(card, store) == Needs(terms=1 + SPARE_TERMS)
+    assert opened_below(store.roots[0]) == ["p0299@1"], "what is asked for, wherever it stands"
+    monkeypatch.delenv(LIVE_VARIABLE)
+    monkeypatch.setenv(ROWS_VARIABLE, "many")
+    with pytest.raises(BadInput, match="no number of rows"):
+        needs(card, store)
     monkeypatch.delenv(ROWS_VARIABLE)
     assert needs(card, store).terms == DEFAULT_ROWS - 2 + SPARE_TERMS
 
