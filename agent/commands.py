@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..arguments import positive
 from ..errors import BadInput
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def add_commands(subparsers: Any) -> None:
 
     runs = subparsers.add_parser("runs", help="look at recorded runs").add_subparsers(metavar="WHAT", required=True)
     listing = runs.add_parser("list", help="the latest runs, newest first")
-    listing.add_argument("--limit", type=int, default=20, metavar="N")
+    listing.add_argument("--limit", type=positive, default=20, metavar="N", help="at most so many (default: 20)")
     listing.add_argument("--json", action="store_true")
     listing.set_defaults(handler=list_runs)
     show = runs.add_parser("show", help="the steps of one run")
@@ -137,7 +138,7 @@ def _agent(args: argparse.Namespace) -> Agent:
         large, large_model = _engine(None, None, was.get("large")) if was.get("large") else ("none", None)
     else:
         large, large_model = args.large or STAND_IN, args.large_model
-    place = Path(args.home or was.get("home") or home() / "workspace").expanduser().absolute()
+    place = _folder(args.home or was.get("home") or home() / "workspace")
     tools = builtin_tools(place)
     names = args.tools.split(",") if args.tools else was.get("tools")
     given = {"steps": args.max_steps, "tokens": args.max_tokens, "seconds": args.max_seconds}
@@ -154,6 +155,14 @@ def _agent(args: argparse.Namespace) -> Agent:
         progress=lambda text: print(text, file=sys.stderr, flush=True),
         note={"home": str(place)},
     )
+
+
+def _folder(path: Path | str) -> Path:
+    """The whole path of a folder. Raises BadInput where it is below a user's that is not there."""
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError:
+        raise BadInput(f"{str(path)!r} is below no user's folder", where="--home", fix="Give the whole path") from None
 
 
 def _engine(kind: str | None, model: str | None, was: dict[str, str | None] | None) -> tuple[str | None, str | None]:
@@ -175,11 +184,21 @@ def list_runs(args: argparse.Namespace) -> int:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("run", "when", "status", "steps", "task", "answer", box=None, header_style="bold")
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in ("run", "when", "status", "steps"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("task", "answer"):
+        table.add_column(heading)
     for line in lines:
-        cells = (line.run_id, line.at[:16], line.status, str(line.steps), line.task[:60], line.answer[:60])
-        table.add_row(*(Text(cell) for cell in cells))
-    Console(highlight=False).print(table if lines else "no runs yet")
+        cells = (line.run_id, line.at[:16], line.status, str(line.steps))
+        texts = (
+            Text(" ".join(text[:60].split()), no_wrap=True, overflow="ellipsis") for text in (line.task, line.answer)
+        )
+        table.add_row(*cells, *texts)
+    console = Console(highlight=False)
+    # A run's id is there to be copied: the cut is for task and answer, and only where a screen is narrow.
+    console.width = max(console.width, 80) if console.is_terminal else 240
+    console.print(table if lines else "no runs yet")
     return 0
 
 

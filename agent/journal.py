@@ -7,11 +7,13 @@ killed at any moment can be continued from the file, by any process, and nothing
 from __future__ import annotations
 
 import asyncio
+import errno
 import fcntl
 import json
 import os
 import secrets
 import sqlite3
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -35,6 +37,11 @@ CREATE TRIGGER IF NOT EXISTS events_stay BEFORE UPDATE ON events BEGIN SELECT RA
 CREATE TRIGGER IF NOT EXISTS events_last BEFORE DELETE ON events BEGIN SELECT RAISE(ABORT, 'append only'); END;
 """
 FORMAT = 1
+
+BROKEN = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR})
+"""What SQLite says of a file that is damaged, no database, or a database with other tables."""
+HELD = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
+"""And of one that another process is writing to."""
 
 
 @dataclass(frozen=True)
@@ -149,9 +156,19 @@ class Journal:
         return str(row[0])
 
     def runs(self, limit: int = 50) -> list[RunLine]:
-        """The latest runs, newest first."""
+        """The latest runs, newest first.
+
+        Args:
+            limit: at most so many, from 1 on.
+
+        Raises:
+            BadInput: a limit below 1.
+        """
+        if limit < 1:
+            raise BadInput(f"{limit} is not 1 or more", where="limit", fix="Ask for at least one run")
+        most = min(limit, sys.maxsize)  # SQLite counts in 64 bits
         with self._errors(), self._lock:
-            rows = self._db.execute("SELECT run_id, at, task FROM runs ORDER BY at DESC LIMIT ?", (limit,)).fetchall()
+            rows = self._db.execute("SELECT run_id, at, task FROM runs ORDER BY at DESC LIMIT ?", (most,)).fetchall()
         lines = []
         for run_id, at, task in rows:
             state = self.state(run_id)
@@ -213,10 +230,20 @@ class Journal:
             yield
         except (sqlite3.Error, OSError) as error:
             raise TrimtabError(
-                f"the journal cannot be used ({error}), so nothing was done",
-                where=str(self.path),
-                fix="Free disk space or give a writable folder (TRIMTAB_HOME or --home), then continue the run",
+                f"the journal cannot be used ({error}), so nothing was done", where=str(self.path), fix=_remedy(error)
             ) from error
+
+
+def _remedy(error: Exception) -> str:
+    """What to do when the journal cannot be read or written."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # the rest of it is detail
+    if code in BROKEN:
+        return "Move the file away, and a new journal begins; or set TRIMTAB_HOME to another folder"
+    if code in HELD:
+        return "Another process is writing to it: wait for it, then try again"
+    if code == sqlite3.SQLITE_FULL or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        return "Free disk space, then go on with the run"
+    return "Make the file and its folder readable and writable, or set TRIMTAB_HOME to a folder that is"
 
 
 @contextmanager

@@ -147,7 +147,14 @@ def _scale(config: Mapping[str, Any], where: str) -> tuple[int, _Scale]:
         )
     rank, alpha = config.get("r"), config.get("lora_alpha")
     if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= 4096:
-        raise BadInput(f"r is {rank!r}, not a whole number from 1 to 4096", where=f"{where}: r")
-    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not math.isfinite(alpha):
-        raise BadInput(f"lora_alpha is {alpha!r}, not a number", where=f"{where}: lora_alpha")
+        raise BadInput(f"r is {rank!r:.40}, not a whole number from 1 to 4096", where=f"{where}: r")
+    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not _finite(alpha):
+        raise BadInput(f"lora_alpha is {alpha!r:.40}, not a number", where=f"{where}: lora_alpha")
     return rank, _Scale(float(alpha), bool(config.get("use_rslora")))
+
+
+def _finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond what a float holds
+        return False

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from .store import ProfileStore
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+MOST_LAYERS = 1000
+"""Layers that `--layers` names at most."""
 
 
 def add_commands(subparsers: Any) -> None:
@@ -104,10 +106,13 @@ def _layers(text: str) -> list[int]:
     try:
         for part in text.split(","):
             first, dash, last = part.partition("-")
-            out += range(int(first), int(last) + 1) if dash else [int(first)]
+            layers = range(int(first), int(last if dash else first) + 1)
+            if len(layers[: MOST_LAYERS + 1]) + len(out) > MOST_LAYERS:  # a range may be too long to have a length
+                raise ValueError
+            out += layers
     except ValueError:
         out = []
-    if not out or len(out) > 1000:
+    if not out:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of layers such as 2,3,4 or 2-4")
     return sorted(set(out))
 
@@ -144,6 +149,7 @@ def _learn_means(args: argparse.Namespace) -> int:
         target=_target(args),
         about=_about(args),
         replace=args.replace,
+        checked=args.plot is not None,
     )
     report(profile, summary, as_json=args.json)
     if args.plot is not None:
@@ -197,6 +203,8 @@ def _make(args: argparse.Namespace) -> int:
 
 def _base(args: argparse.Namespace) -> tuple[str, Path]:
     """Name and folder of the base model. Raises BadInput, or what `find_base` raises."""
+    if args.base.startswith("~") and os.path.expanduser(args.base) == args.base:
+        raise BadInput(f"{args.base!r} is below no user's folder", where="--base", fix="Give the folder's whole path")
     find = getattr(args, "find_base", None)
     if find is not None:
         card = find(args.base)

@@ -31,7 +31,7 @@ class VectorChange:
 
     Attributes:
         norm_before, norm_after: of the added vector; None where a side adds none.
-        cosine: between the two; None where a side adds none or a zero vector.
+        cosine: between the two; None where a side adds none or a zero vector, or one of another width.
     """
 
     layer: int
@@ -46,7 +46,8 @@ class AdapterChange:
     """The adapters' updates `B A`, all modules together.
 
     Attributes:
-        relative: Frobenius norm of the difference over that of the first; None where a side has no adapter.
+        relative: Frobenius norm of the difference over that of the first; None where a side has no adapter, and where
+            it is unknown: the first is zero, or their shapes differ.
     """
 
     before: bool
@@ -118,7 +119,9 @@ def _vectors(first: Profile, second: Profile) -> Iterator[VectorChange]:
         if a is not None and b is not None and torch.equal(a, b):
             continue
         norms = [None if v is None else float(v.norm()) for v in (a, b)]
-        cosine = None if a is None or b is None or not all(norms) else float(torch.cosine_similarity(a, b, dim=0))
+        cosine = None
+        if a is not None and b is not None and all(norms) and a.shape == b.shape:
+            cosine = float(torch.cosine_similarity(a, b, dim=0))
         yield VectorChange(layer, tokens, norms[0], norms[1], cosine)
 
 
@@ -127,11 +130,12 @@ def _adapters(first: Profile, second: Profile) -> AdapterChange | None:
     if before is None or after is None:
         return None if before is after else AdapterChange(before is not None, after is not None, None)
     relative = _relative(before, after)
-    return AdapterChange(True, True, relative) if relative else None
+    return None if relative == 0 else AdapterChange(True, True, relative)
 
 
 def _relative(before: Adapter, after: Adapter) -> float | None:
-    """Frobenius norm of the difference of all updates over that of the first; None where the first is zero."""
+    """Frobenius norm of the difference of all updates over that of the first, 0 where there is none; None where it is
+    unknown: the first is zero, or the shapes differ."""
     changed = whole = 0.0
     for module in {*before.modules, *after.modules}:
         updates = [
@@ -143,7 +147,7 @@ def _relative(before: Adapter, after: Adapter) -> float | None:
         zero = torch.zeros(())
         changed += float(((b if b is not None else zero) - (a if a is not None else zero)).square().sum())
         whole += 0.0 if a is None else float(a.square().sum())
-    return (changed / whole) ** 0.5 if whole else None
+    return 0.0 if not changed else (changed / whole) ** 0.5 if whole else None
 
 
 def table(found: Difference) -> str:
@@ -153,12 +157,15 @@ def table(found: Difference) -> str:
     lines = [] if not found.same else ["the same content; told apart by what does not count for it:"]
     lines += [f"{c.field}: {_said(c.before)} -> {_said(c.after)}" for c in found.fields]
     for v in found.vectors:
-        cosine = "" if v.cosine is None else f", cosine {v.cosine:.3f}"
+        cosine = "unknown" if v.cosine is None else f"{v.cosine:.3f}"
+        cosine = "" if None in (v.norm_before, v.norm_after) else f", cosine {cosine}"
         lines.append(f"layer {v.layer}, {v.tokens}: norm {_said(v.norm_before)} -> {_said(v.norm_after)}{cosine}")
     if found.adapter is not None:
-        if found.adapter.relative is None:
-            had, has = ("an adapter" if side else "none" for side in (found.adapter.before, found.adapter.after))
+        had, has = ("an adapter" if side else "none" for side in (found.adapter.before, found.adapter.after))
+        if had != has:
             lines.append(f"adapter: {had} -> {has}")
+        elif found.adapter.relative is None:
+            lines.append("adapter: the update differs, by how much of its norm is unknown")
         else:
             lines.append(f"adapter: the update differs by {found.adapter.relative:.1%} of its norm")
     return "\n".join(lines)

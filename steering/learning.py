@@ -6,6 +6,7 @@ All three functions write the profile whole or not at all, and return it as load
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -45,6 +46,7 @@ def learn_means(
     seed: int = 0,
     adapter: Path | None = None,
     replace: bool = False,
+    checked: bool = False,
 ) -> tuple[Profile, dict[str, Any]]:
     """Learn activation vectors from contrast pairs and save them as a profile.
 
@@ -59,6 +61,7 @@ def learn_means(
         steps: what the model is about where the vectors are added (`scope.step_of`); None for all.
         adapter: PEFT folder that is applied while reading and becomes part of the profile.
         replace: whether a profile in `target` may be replaced.
+        checked: whether a check on held-out pairs is demanded, so that it is an error where none can be held out.
 
     Returns:
         The profile and a JSON-ready report: per layer `norm`, `relative` and `split_half`, and the held-out `check`.
@@ -68,10 +71,17 @@ def learn_means(
     """
     from .hooks import adapted
 
-    check_free(target, replace=replace)  # found now, not after the reading
+    _check_numbers(strength, seed)  # found now, not after the reading
+    check_free(target, replace=replace)
     document = _document(base_name, base, about, adapter)
     pairs, digest = read_pairs(pairs_file)
     learn_from, check_with = split(pairs, held_out, seed)
+    if checked and not check_with:
+        raise BadInput(
+            f"{held_out:g} of {len({pair.prompt for pair in pairs})} prompts leaves no pair to check with",
+            where=str(pairs_file),
+            fix="Hold out a larger share of more prompts, or ask for no picture of the check",
+        )
     model, tokenizer = _load(base)
     encoded = [[encode(pair, tokenizer) for pair in part] for part in (learn_from, check_with)]
     with adapted(model, adapter) as reader:
@@ -205,6 +215,14 @@ def make_profile(
     )
 
 
+def _check_numbers(strength: float, seed: int) -> None:
+    """Raises BadInput for numbers that nothing can be learned with."""
+    if not math.isfinite(strength):
+        raise BadInput(f"{strength!r} is no strength", where="strength", fix="Give a finite number, such as 1")
+    if not -(2**63) <= seed < 2**63:
+        raise BadInput(f"{seed} is too large a seed", where="seed", fix="Give a number of at most 64 bits, such as 0")
+
+
 def _document(base_name: str, base: Path, about: Mapping[str, Any], adapter: Path | None) -> Document:
     """The part of the YAML known before any learning; a bad name or adapter is found before the long work."""
     if adapter is not None:
@@ -278,11 +296,12 @@ def report(profile: Profile, summary: Mapping[str, Any], *, as_json: bool) -> No
         head = {"profile": profile.id, "sha256": profile.sha256, "directory": str(profile.directory)}
         print(json.dumps({**head, **summary}))
         return
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    console = Console()
+    from .listing import console_for
+
+    console = console_for()
     console.print(f"[bold]{profile.id}[/bold] sha256:{profile.sha256[:12]}  {escape(str(profile.directory))}")
     if "layers" in summary:
         table = Table("layer", "||v||", "||v|| / ||h||", "split-half cosine")

@@ -6,6 +6,8 @@ import argparse
 import json
 from typing import Any
 
+from ..errors import BadInput
+
 
 def add_commands(leaves: Any, store: Any) -> None:
     """Add these to the sub-parsers of `profiles`.
@@ -36,7 +38,7 @@ def add_commands(leaves: Any, store: Any) -> None:
     remote.add_argument("url", help="as for push")
     promote = leaf("promote", "let a profile's bare name stand for this version", _promote)
     promote.add_argument("profile", help=spec)
-    rollback = leaf("rollback", "let a name stand for what was promoted before", _rollback)
+    rollback = leaf("rollback", "let a name stand for what it stood for before its last promotion", _rollback)
     rollback.add_argument("name", help="the profile's name")
 
 
@@ -73,13 +75,10 @@ def _pull(args: argparse.Namespace, store: Any) -> int:
 def _remote(args: argparse.Namespace, store: Any) -> int:
     from .remote import Remote
 
-    found = Remote(args.url).manifests()
-    rows = [f"{m.id}  {m.sha256[:12]}  {sum(b.size for b in m.files.values()):,} bytes" for m in found]
-    return _say(
-        args,
-        {"profiles": [m.model_dump(mode="json") for m in found]},
-        "\n".join(rows) or f"No profiles at {args.url}.",
-    )
+    found = Remote(args.url).all()
+    rows = [m.as_dict() | {"broken": True} if isinstance(m, BadInput) else m.model_dump(mode="json") for m in found]
+    lines = [f"broken  {m}" if isinstance(m, BadInput) else f"{m.id}  {m.sha256[:12]}  {m.size:,} bytes" for m in found]
+    return _say(args, {"profiles": rows}, "\n".join(lines) or f"No profiles at {args.url}.")
 
 
 def _promote(args: argparse.Namespace, store: Any) -> int:
@@ -93,4 +92,5 @@ def _rollback(args: argparse.Namespace, store: Any) -> int:
 def _in_use(args: argparse.Namespace, store: Any, profile: Any, when: str) -> int:
     history = store.history(profile.name)
     data = {"profile": profile.id, "sha256": profile.sha256, "history": list(history)}
-    return _say(args, data, f"{profile.name} is {profile.id} {when}; promoted so far: {', '.join(history)}")
+    so_far = f"promoted so far: {', '.join(history)}" if history else "the newest version, as none is promoted"
+    return _say(args, data, f"{profile.name} is {profile.id} {when}; {so_far}")

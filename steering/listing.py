@@ -3,13 +3,34 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import BadInput
 from .document import dump_document
 from .intervention import Edit, fold
 from .profile import Profile
 from .store import ProfileStore
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PIPE = 10_000
+"""Columns of a line that goes to a file or another program, where nothing has to fit a screen."""
+
+WHOLE = ("profile", "base", "sha256")
+"""What the list never cuts or breaks over lines: a reader copies it."""
+REST = 36
+"""Columns of the screen that the rest of the list needs at least."""
+
+
+def console_for(least: int = 0) -> Console:
+    """The standard output, as wide as its screen, but at least this wide; wider than any line where it is none."""
+    from rich.console import Console, ConsoleDimensions
+
+    console = Console()
+    width, height = console.size
+    console.size = ConsoleDimensions(max(width, least) if console.is_terminal else PIPE, height)
+    return console
 
 
 def describe(profile: Profile) -> dict[str, Any]:
@@ -41,29 +62,41 @@ def print_list(store: ProfileStore, *, as_json: bool, pattern: str = "*", ids: b
         return
     profiles = store.each(pattern)
     if as_json:
-        rows = [p.as_dict() | {"broken": True} if isinstance(p, BadInput) else describe(p) for p in profiles]
-        print(json.dumps({"profiles": rows}))
+        told = [p.as_dict() | {"broken": True} if isinstance(p, BadInput) else describe(p) for p in profiles]
+        print(json.dumps({"profiles": told}))
         return
-    from rich.console import Console
+    from rich.cells import cell_len
     from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table("profile", "base", "adapter", "layers", "weight deltas", "sha256", "description")
-    broken = []
+    table, least = Table(box=None, header_style="bold", pad_edge=False), REST
+    broken: list[BadInput] = []
+    rows: list[dict[str, str]] = []
     for profile in profiles:
         if isinstance(profile, BadInput):
             broken.append(profile)
             continue
-        table.add_row(
-            profile.id,
-            escape(profile.base_model),
-            "yes" if profile.adapter is not None else "",
-            ",".join(map(str, profile.layers)),
-            ", ".join(f"{delta.strength:g}" for delta in profile.deltas),
-            profile.sha256[:12],
-            escape(profile.description),
+        rows.append(
+            {
+                "profile": profile.id,
+                "base": profile.base_model,
+                "adapter": "yes" if profile.adapter is not None else "",
+                "layers": ", ".join(map(str, profile.layers)),
+                "weight deltas": ", ".join(f"{delta.strength:g}" for delta in profile.deltas),
+                "sha256": profile.sha256[:12],
+                "about": " ".join(profile.description.split()),
+            }
         )
-    console = Console()
+    for heading in rows[0] if rows else ():
+        whole = heading in WHOLE
+        table.add_column(heading, no_wrap=whole, overflow="fold")
+        least += max(cell_len(row[heading]) for row in rows) + 2 if whole else 0
+    for row in rows:
+        *cells, about = (Text(cell) for cell in row.values())
+        about.no_wrap, about.overflow = True, "ellipsis"  # one line a profile: `show` has all of it
+        table.add_row(*cells, about)
+    console = console_for(least)
     console.print(table if table.row_count else f"No profiles below {', '.join(map(str, store.roots))}.")
     for error in broken:
         console.print(f"[red]broken[/red] {escape(str(error))}")
@@ -86,11 +119,10 @@ def print_profile(profile: Profile, *, as_json: bool) -> None:
         added = [{"layer": n, "tokens": tokens, "norm": norm, "rank": rank} for n, tokens, norm, rank in edits]
         print(json.dumps({**describe(profile), "added": added, "document": document}))
         return
-    from rich.console import Console
     from rich.markup import escape
     from rich.syntax import Syntax
 
-    console = Console()
+    console = console_for()
     console.print(f"[bold]{profile.id}[/bold]  {escape(str(profile.directory))}")
     console.print(f"sha256 {profile.sha256}", highlight=False)
     for layer, tokens, norm, rank in edits:
@@ -103,4 +135,4 @@ def print_profile(profile: Profile, *, as_json: bool) -> None:
         console.print(
             f"only where the cosine at layer {profile.gate.layer} is {side} {profile.gate.threshold:g}, {once}"
         )
-    console.print(Syntax(dump_document(profile.document), "yaml", background_color="default"))
+    console.print(Syntax(dump_document(profile.document), "yaml", background_color="default", word_wrap=True))

@@ -24,12 +24,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ..errors import BadInput, NotFound
+from ..errors import BadInput, NotFound, TrimtabError
 from ..home import file_sha256
 from .document import FILE, Sha256
 from .files import MAX_TEXT, PICKLES, first_problem, inside
 from .profile import Profile, load_profile
-from .store import ProfileStore, parse_spec, version_key
+from .store import ProfileStore, parse_spec, some, version_key
 
 TAKEN = frozenset({".yaml", ".json", ".safetensors", ".md", ".txt"})
 """File endings that travel with a profile."""
@@ -60,6 +60,11 @@ class Manifest(_Strict):
     def id(self) -> str:
         """`name@version`."""
         return f"{self.name}@{self.version}"
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(blob.size for blob in self.files.values())
 
 
 @dataclass(frozen=True)
@@ -92,43 +97,59 @@ class Remote:
         self.url = url
         try:
             self._files, self._root = fsspec.core.url_to_fs(url, **options)
-        except (ValueError, ImportError) as error:
-            raise BadInput(str(error), where=url, fix="Give a folder or a URL that fsspec opens") from None
+        except Exception as error:  # a file system is anybody's program and raises what it likes
+            raise BadInput(
+                str(error) or type(error).__name__, where=url, fix="Give a folder or a URL that fsspec opens"
+            ) from None
 
-    def manifests(self) -> list[Manifest]:
-        """The profiles there are, by name and version.
+    def ids(self) -> list[str]:
+        """The `name@version` of each manifest there is, by name and version. None is read, so some may be broken.
 
         Raises:
-            BadInput: a manifest is broken, or the place cannot be read.
+            BadInput: the place cannot be read.
         """
         with _reported(self.url):
             folder = self._path("profiles")
-            names = self._files.ls(folder, detail=False) if self._files.isdir(folder) else []
-        found = [self._manifest(str(path)) for path in names if str(path).endswith(".json")]
-        return sorted(found, key=lambda m: (m.name, version_key(m.version)))
+            paths = self._files.ls(folder, detail=False) if self._files.isdir(folder) else []
+        files = [str(path).rsplit("/", 1)[-1] for path in paths]
+        return sorted((file.removesuffix(".json") for file in files if file.endswith(".json")), key=_order)
 
-    def find(self, spec: str) -> Manifest:
-        """The profile `name` (its newest version), `name@version` or `name@sha256:` with at least 8 digits.
+    def all(self) -> list[Manifest | BadInput]:
+        """The profiles there are, by name and version; one whose manifest is broken comes as its error.
 
         Raises:
-            NotFound: there is none; what there is is listed.
+            BadInput: the place cannot be read.
+        """
+        return [self._checked(key) for key in self.ids()]
+
+    def find(self, spec: str) -> Manifest:
+        """The profile `name` (its newest version), `name@version` or `name@sha256:` with at least 8 digits. No manifest
+        of another name is read, and by version none of another version.
+
+        Raises:
+            NotFound: there is none; some of what there is are listed.
+            BadInput: its manifest is broken, or what might be meant by a hash is.
         """
         name, version, sha = parse_spec(spec)
-        known = self.manifests()
-        fitting = [m for m in known if m.name == name and version in (None, m.version)]
-        if sha is not None:
-            fitting = [m for m in fitting if m.sha256.startswith(sha)]
-        if not fitting:
-            listed = ", ".join(m.id for m in known) or "nothing"
-            raise NotFound(f"unknown profile {spec!r}", where=self.url, fix=f"There is: {listed}")
-        return fitting[-1]
+        known = self.ids()
+        fitting = [key for key in known if _parts(key)[0] == name and version in (None, _parts(key)[1])]
+        if sha is None and fitting:
+            return self._manifest(fitting[-1])
+        found = [self._checked(key) for key in fitting]
+        for manifest in reversed(found):
+            if sha is not None and isinstance(manifest, Manifest) and manifest.sha256.startswith(sha):
+                return manifest
+        for broken in found:
+            if isinstance(broken, BadInput):
+                raise broken
+        raise NotFound(f"unknown profile {spec!r}", where=self.url, fix=f"There is: {some(known) or 'nothing'}")
 
     def push(self, profile: Profile, *, replace: bool = False) -> Pushed:
         """Put a profile there, whole or not at all.
 
         Raises:
-            BadInput: its name and version are taken by other content and `replace` is not set, or the place cannot be
-                written.
+            BadInput: its name and version are taken by other content, or by a broken manifest, and `replace` is not
+                set, or the place cannot be written.
         """
         load_profile(profile.directory)  # what travels is what is checked, not what was read some time ago
         manifest = Manifest(
@@ -136,7 +157,12 @@ class Remote:
         )
         target = self._path(f"profiles/{manifest.id}.json")
         with _reported(self.url):
-            there = self._manifest(target) if self._files.isfile(target) else None
+            taken = self._files.isfile(target)
+        there = self._checked(manifest.id) if taken else None
+        if isinstance(there, BadInput):
+            if not replace:
+                raise there
+            there = None  # whatever it was, it goes
         if there is not None and there.sha256 != manifest.sha256 and not replace:
             raise BadInput(
                 f"{manifest.id} is there with other content ({there.sha256[:12]}, not {manifest.sha256[:12]})",
@@ -190,17 +216,25 @@ class Remote:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
 
-    def _manifest(self, path: str) -> Manifest:
-        where = f"{self.url}: {path.rsplit('/', 1)[-1]}"
+    def _manifest(self, key: str) -> Manifest:
+        """The manifest of a `name@version`. Raises BadInput."""
+        where = f"{self.url}: {key}.json"
         with _reported(where):
-            data: bytes = self._files.cat_file(path, end=MAX_TEXT + 1)
+            data: bytes = self._files.cat_file(self._path(f"profiles/{key}.json"), end=MAX_TEXT + 1)
+        again = "Push the profile again, and ask to replace it"
         try:
             manifest = Manifest.model_validate_json(data)
         except ValidationError as error:
-            raise BadInput(first_problem(error), where=where) from None
-        if path.rsplit("/", 1)[-1] != f"{manifest.id}.json":
-            raise BadInput(f"is the manifest of {manifest.id}", where=where, fix="Push the profile again")
+            raise BadInput(first_problem(error), where=where, fix=again) from None
+        if key != manifest.id:
+            raise BadInput(f"is the manifest of {manifest.id}", where=where, fix=again)
         return manifest
+
+    def _checked(self, key: str) -> Manifest | BadInput:
+        try:
+            return self._manifest(key)
+        except BadInput as error:
+            return error
 
     def _put(self, data: bytes, path: str) -> None:
         """Write a file so that a reader sees all of it or nothing: object stores do so, folders by a rename."""
@@ -217,6 +251,17 @@ class Remote:
 
     def _path(self, relative: str) -> str:
         return f"{self._root.rstrip('/')}/{relative}"
+
+
+def _parts(key: str) -> tuple[str, str]:
+    """Name and version in `name@version`."""
+    name, _, version = key.partition("@")
+    return name, version
+
+
+def _order(key: str) -> tuple[str, list[tuple[int, int, str]]]:
+    name, version = _parts(key)
+    return name, version_key(version)
 
 
 def _protocols(files: Any) -> tuple[str, ...]:
@@ -247,5 +292,7 @@ def _reported(where: str) -> Iterator[None]:
         yield
     except FileNotFoundError:
         raise BadInput("a file is missing", where=where, fix="Push the profile again") from None
-    except OSError as error:
+    except TrimtabError:
+        raise
+    except Exception as error:  # a file system is anybody's program and raises what it likes
         raise BadInput(f"cannot be used ({error})", where=where, fix="Check the URL and your rights") from None

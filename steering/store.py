@@ -66,17 +66,14 @@ class ProfileStore:
 
     def each(self, pattern: str = "*") -> Iterator[Profile | BadInput]:
         """Every profile of every name and version, sorted, one at a time: a large store is never in memory as a whole.
-        One that does not load comes as its error.
+        One that does not load comes as its error, whatever is wrong with it.
 
         Args:
             pattern: as for `ids`; other profiles are not read.
         """
         for key, folder in self.folders().items():
             if _like(key, pattern):
-                try:
-                    yield load_named(folder)
-                except BadInput as error:
-                    yield error
+                yield _loaded(folder)
 
     def all(self) -> list[Profile | BadInput]:
         """As `each`, all at once."""
@@ -160,11 +157,15 @@ class ProfileStore:
         return profile
 
     def rollback(self, name: str) -> Profile:
-        """Let a name stand for what it stood for before its last promotion. Raises NotFound or BadInput."""
+        """Let a name stand for what it stood for before its last promotion: the one promoted before that, or the newest
+        version if none was. Raises NotFound or BadInput."""
         before = self.history(name)
         if len(before) > 1:
             self.get(f"{name}@{before[-2]}")  # what is gone cannot be gone back to
-        return self.get(f"{name}@{rollback(self.roots[0], name)[-1]}")
+        elif before and (versions := self._versions(name)):
+            load_named(versions[max(versions, key=version_key)])
+        now = rollback(self.roots[0], name)
+        return self.get(f"{name}@{now[-1]}" if now else name)
 
     def remove(self, spec: str) -> None:
         """Take a profile out of the first root. Raises NotFound, or BadInput when it is in a read-only root."""
@@ -247,6 +248,16 @@ def load_named(folder: Path, **base: Any) -> Profile:
     return profile
 
 
+def _loaded(folder: Path) -> Profile | BadInput:
+    try:
+        return load_named(folder)
+    except BadInput as error:
+        return error
+    except (ArithmeticError, OSError, RuntimeError, ValueError) as error:
+        # Nothing foresaw this one, and still it must not hide the others.
+        return BadInput(f"cannot be read ({type(error).__name__}: {error})", where=str(folder), fix="Make it anew")
+
+
 def some(names: Sequence[str], most: int = SHOWN) -> str:
     """The first names of many, in words."""
     more = len(names) - most
@@ -256,4 +267,4 @@ def some(names: Sequence[str], most: int = SHOWN) -> str:
 def version_key(version: str) -> list[tuple[int, int, str]]:
     """Versions order as people read them: 2 before 10, 1.0 before 1.0.1."""
     parts = re.findall(r"\d+|[^\d.]+", version)
-    return [(1, int(part), "") if part.isdigit() else (0, 0, part) for part in parts]
+    return [(1, int(part), "") if part.isdecimal() else (0, 0, part) for part in parts]

@@ -143,6 +143,25 @@ def test_an_engine_that_gives_up_leaves_a_run_to_resume(stub: Server, capsys: py
     assert main(["run", "--resume", run_id]) == 0
 
 
+def test_a_list_of_runs_is_whole_in_a_pipe_and_on_any_screen(
+    stub: Server, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stub.answers = [Message("assistant", "forty-two " * 20)]
+    assert main(["run", "how\nmuch " * 20, "--engine", stub.url, "--json"]) == 0
+    run_id = json.loads(capsys.readouterr().out)["run_id"]
+    monkeypatch.setenv("COLUMNS", "40")
+    for screen in (False, True):
+        monkeypatch.setattr("rich.console.Console.is_terminal", screen)
+        assert main(["runs", "list", "--limit", "9" * 20]) == 0
+        _, line = capsys.readouterr().out.splitlines()
+        assert line.split()[0] == run_id
+        assert " done " in line
+    for limit in ("0", "-1"):
+        with pytest.raises(SystemExit):
+            main(["runs", "list", "--limit", limit])
+        assert "not 1 or more" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
@@ -152,6 +171,7 @@ def test_an_engine_that_gives_up_leaves_a_run_to_resume(stub: Server, capsys: py
         (["run", "--resume", "nothing"], 2, "no run 'nothing'"),
         (["run", "x", "--prices", "/no/such/file"], 2, "price file"),
         (["run", "x", "--max-steps", "-1"], 2, "limits: steps"),
+        (["run", "x", "--home", "~nosuch/x"], 2, "below no user's folder"),
         (["runs", "show", "nothing"], 2, "no run 'nothing'"),
         (["runs", "show"], 2, "no runs yet"),
     ],

@@ -55,12 +55,27 @@ def test_unknown_run_wrong_file_and_newer_format(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="no run 'x'"):
         Journal(tmp_path / "journal.db").events("x")
     (tmp_path / "text").write_text("this is not a database, whatever its name says " * 40)
-    with pytest.raises(TrimtabError, match="not a database"):
+    with pytest.raises(TrimtabError, match=r"not a database.*Move the file away"):
         Journal(tmp_path / "text")
     with sqlite3.connect(tmp_path / "new.db") as db:
         db.execute("PRAGMA user_version=99")
     with pytest.raises(BadInput, match="format 99"):
         Journal(tmp_path / "new.db")
+
+
+def test_what_to_do_depends_on_what_is_wrong(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.db")
+    journal._db.execute("PRAGMA max_page_count=1")  # as full as a disk can be
+    with pytest.raises(TrimtabError, match=r"full.*Free disk space"):
+        agent(journal).run("x " * 100_000)
+    with sqlite3.connect(tmp_path / "other.db") as db:
+        db.execute("PRAGMA user_version=1")
+    with pytest.raises(TrimtabError, match=r"no such table.*Move the file away"):
+        Journal(tmp_path / "other.db").runs()
+    with pytest.raises(TrimtabError, match=r"set TRIMTAB_HOME to a folder that is"):
+        Journal(tmp_path / "journal.db" / "below")
+    with pytest.raises(BadInput, match="0 is not 1 or more"):
+        journal.runs(0)
 
 
 def test_many_threads_and_journals_write_to_one_file(tmp_path: Path) -> None:

@@ -15,11 +15,12 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel
 from trimtab.errors import BadInput, EngineRefused, EngineUnavailable, NotFound, TrimtabError
 from trimtab.steering.commands import add_commands
+from trimtab.steering.document import Document
 from trimtab.steering.hooks import adapted, reading, steered
 from trimtab.steering.intervention import Intervention
 from trimtab.steering.methods.difference_of_means import check, learn, log_margins
 from trimtab.steering.pairs import Encoded, Pair, encode, read_pairs, split
-from trimtab.steering.profile import load_profile
+from trimtab.steering.profile import load_profile, save_profile
 from trimtab.steering.scope import Scope
 from trimtab.steering.store import ProfileStore
 
@@ -215,6 +216,48 @@ def test_learn_means_writes_a_profile(
         command(*words, "--name", "terse", store=store)
 
 
+def test_numbers_that_nothing_can_be_learned_with_are_found_before_any_work(
+    tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, plot = ProfileStore(tmp_path / "store"), tmp_path / "x.png"
+    words = ["steer", "learn", "means", "--base", base, "--name", "x", "--layers", 1]
+    many, one = pairs_file(tmp_path), tmp_path / "one.jsonl"
+    one.write_text(json.dumps(example(1)))
+    cases: list[tuple[list[object], str]] = [
+        (["--pairs", many, "--strength", "nan"], "nan is no strength"),
+        (["--pairs", many, "--strength", "inf"], "inf is no strength"),
+        (["--pairs", many, "--strength", 1, "--seed", 10**23], "too large a seed"),
+        (["--pairs", many, "--strength", 1, "--held-out", 0, "--plot", plot], "leaves no pair to check with"),
+        (["--pairs", one, "--strength", 1, "--plot", plot], "leaves no pair to check with"),
+    ]
+    for more, what in cases:
+        with pytest.raises(BadInput, match=what):
+            command(*words, *more, store=store)
+    for layers in ("0-9999999", f"0-{10**30}", "0-600,0-600"):
+        with pytest.raises(SystemExit):
+            command(*words, "--pairs", many, "--strength", 1, "--layers", layers, store=store)
+    assert store.names() == []
+    assert command(*words, "--pairs", many, "--strength", 0, "--plot", plot, store=store) == 0
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("calibration", "says"),
+    [
+        ({"check": 5}, "check"),
+        ({"check": {"points": [], "pairs": 2}}, "check.points"),
+        ({"check": {"points": [{"strength": "x"}], "pairs": 2}}, "check.points.0.strength"),
+        ({"layers": 3}, "layers"),
+        (None, "no check"),
+    ],
+)
+def test_a_calibration_that_cannot_be_drawn_is_one_clear_error(tmp_path: Path, calibration: Any, says: str) -> None:
+    data = {"format": 1, "name": "x", "base": {"model": "m", "sha256": "a" * 64}, "calibration": calibration}
+    save_profile(tmp_path / "store" / "x", Document.model_validate(data))
+    with pytest.raises(BadInput, match=says):
+        command("profiles", "show", "x", "--plot", tmp_path / "x.png", store=ProfileStore(tmp_path / "store"))
+
+
 def test_a_profile_can_be_held_to_the_answer(
     tmp_path: Path, base: Path, plain: PreTrainedModel, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -279,6 +322,7 @@ def test_bad_arguments_are_one_clear_error(
     words = ["steer", "learn", "means", "--pairs", pairs, "--strength", 1]
     cases: list[tuple[list[object], type[TrimtabError], str]] = [
         (["--base", "nowhere", "--layers", 1, "--name", "x"], BadInput, "is not a folder"),
+        (["--base", "~nosuch/x", "--layers", 1, "--name", "x"], BadInput, "below no user's folder"),
         (["--base", base, "--layers", "0-3", "--name", "x"], BadInput, "not all among 0 to 2"),
         (["--base", base, "--layers", 1, "--name", "X!"], BadInput, "profile: name"),
         (["--base", base, "--layers", 1, "--name", "x", "--adapter", tmp_path], BadInput, "safetensors is missing"),
@@ -342,6 +386,10 @@ def test_load_and_unload_talk_to_the_server(
         command("profiles", "load", "locked", "--url", url)
     monkeypatch.setenv("TRIMTAB_ADMIN_KEY", "hush")
     assert command("profiles", "load", "locked", "--url", url, "--json") == 0
+    for key in ("hüsh", "hush\n"):
+        monkeypatch.setenv("TRIMTAB_ADMIN_KEY", key)
+        with pytest.raises(BadInput, match="TRIMTAB_ADMIN_KEY"):
+            command("profiles", "load", "locked", "--url", url)
     monkeypatch.delenv("TRIMTAB_ADMIN_KEY")
     asked.clear()
     capsys.readouterr()

@@ -16,11 +16,11 @@ from trimtab.cli import main
 from trimtab.errors import BadInput, NotFound
 from trimtab.home import file_sha256
 from trimtab.steering.adapter import WEIGHTS, read_adapter
-from trimtab.steering.diff import diff
+from trimtab.steering.diff import AdapterChange, diff, table
 from trimtab.steering.document import Document
 from trimtab.steering.profile import Profile, save_profile
 from trimtab.steering.promotion import FOLDER
-from trimtab.steering.remote import Remote
+from trimtab.steering.remote import Manifest, Remote
 from trimtab.steering.store import ProfileStore
 
 
@@ -56,12 +56,25 @@ def test_a_bare_name_stands_for_the_newest_until_one_is_promoted(store: ProfileS
     assert store.history("terse") == ("1", "4")
     assert store.rollback("terse").id == "terse@1"
     assert ProfileStore(store.roots[0]).get("terse").version == "1"
-    with pytest.raises(BadInput, match="only terse@1 was ever promoted"):
+    assert store.rollback("terse").id == "terse@4"  # before its first promotion it was the newest
+    assert store.history("terse") == ()
+    assert ProfileStore(store.roots[0]).get("terse").version == "4"
+    with pytest.raises(BadInput, match="no version of terse is promoted"):
         store.rollback("terse")
     with pytest.raises(BadInput, match="no version of calm"):
         store.rollback("calm")
     with pytest.raises(NotFound):
         store.promote("terse@9")
+
+
+def test_what_is_forgotten_is_not_taken_for_the_newest(store: ProfileStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trimtab.steering.promotion.KEPT", 2)
+    for version in ("1", "2", "1"):
+        store.promote(f"terse@{version}")
+    assert store.rollback("terse").version == "2"
+    with pytest.raises(BadInput, match="what was promoted before terse@2 is forgotten"):
+        store.rollback("terse")
+    assert store.get("terse").version == "2"
 
 
 def test_what_was_promoted_and_is_gone_is_an_error_and_not_another_version(store: ProfileStore) -> None:
@@ -95,13 +108,13 @@ def test_there_and_back(store: ProfileStore, tmp_path: Path, scheme: str) -> Non
         "memory": f"memory://{tmp_path.name}",
     }[scheme]
     remote = Remote(url)
-    assert remote.manifests() == []
+    assert remote.all() == []
     first = remote.push(store.get("terse@1"))
     assert (first.written, first.there, first.changed) == (2, 0, True)
     again = remote.push(store.get("terse@1"))
     assert (again.written, again.there, again.changed) == (0, 2, False)
     remote.push(store.get("terse@3"))
-    assert [m.id for m in remote.manifests()] == ["terse@1", "terse@3"]
+    assert remote.ids() == [m.id for m in remote.all() if isinstance(m, Manifest)] == ["terse@1", "terse@3"]
 
     other = ProfileStore(tmp_path / "other")
     assert Remote(url).pull("terse", other).id == "terse@3"
@@ -150,7 +163,7 @@ def test_a_push_cut_short_is_not_there(store: ProfileStore, tmp_path: Path, monk
     monkeypatch.setattr("trimtab.steering.remote.os.replace", full)
     with pytest.raises(BadInput, match="No space left"):
         remote.push(store.get("terse@1"))
-    assert remote.manifests() == []
+    assert remote.all() == []
     assert not list(shared.rglob("*.part"))
     monkeypatch.undo()
     assert remote.push(store.get("terse@1")).there == 2
@@ -180,9 +193,28 @@ def test_what_arrives_is_checked(store: ProfileStore, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="is the manifest of terse@2"):
         remote.pull("terse", other)
     _manifest(shared).write_text("{}")
-    with pytest.raises(BadInput, match=r"terse@1\.json"):
-        remote.manifests()
+    (broken,) = remote.all()
+    assert isinstance(broken, BadInput)
+    assert broken.where == f"{shared}: terse@1.json"
     assert not other.roots[0].exists() or list(other.roots[0].iterdir()) == []
+
+
+def test_a_broken_manifest_hides_no_other_and_can_be_replaced(store: ProfileStore, tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    remote, other = Remote(str(shared)), ProfileStore(tmp_path / "other")
+    first = remote.push(store.get("terse@1")).manifest
+    for garbage in ("bad@1", "terse@2", "odd@²", "nameless"):
+        (shared / "profiles" / f"{garbage}.json").write_text("garbage")
+    assert [isinstance(found, BadInput) for found in remote.all()] == [True, True, True, False, True]
+    assert remote.pull("terse@1", other).id == "terse@1"
+    assert remote.find(f"terse@sha256:{first.sha256[:8]}") == first
+    for spec in ("terse", "terse@2", "terse@sha256:00000000"):  # never another version in its place
+        with pytest.raises(BadInput, match=r"terse@2\.json"):
+            remote.find(spec)
+    with pytest.raises(BadInput, match="ask to replace it"):
+        remote.push(store.get("terse@2"))
+    assert remote.push(store.get("terse@2"), replace=True).changed
+    assert remote.find("terse").id == "terse@2"
 
 
 @settings(max_examples=60, deadline=None)
@@ -213,9 +245,10 @@ def test_no_manifest_writes_outside_or_brings_a_pickle(tmp_path_factory: pytest.
     assert {p for p in place.rglob("*") if "other" not in p.parts} == before
 
 
-def test_a_url_that_nothing_opens_is_refused() -> None:
-    with pytest.raises(BadInput, match="teleport"):
-        Remote("teleport://x")
+@pytest.mark.parametrize(("url", "says"), [("teleport://x", "teleport"), ("reference://a", "missing 1 required")])
+def test_a_url_that_nothing_opens_is_refused(url: str, says: str) -> None:
+    with pytest.raises(BadInput, match=says):
+        Remote(url)
 
 
 def test_what_differs(tmp_path: Path) -> None:
@@ -231,6 +264,34 @@ def test_what_differs(tmp_path: Path) -> None:
     assert found.adapter is None
     same = diff(first, first)
     assert (same.same, same.fields, same.vectors, same.adapter) == (True, (), (), None)
+
+
+def test_profiles_of_different_width_differ_by_what_is_unknown(
+    tmp_path: Path, make_adapter: Callable[..., Path], edit: Callable[..., None]
+) -> None:
+    data: dict[str, Any] = {"format": 1, "name": "x", "base": {"model": "m", "sha256": "a" * 64}}
+    data["interventions"] = [{"layer": 1, "file": "v.safetensors", "tensor": "v", "strength": 1.0, "tokens": "all"}]
+    made = []
+    for width in (32, 48):
+        adapter = make_adapter(f"wide{width}", seed=1)
+
+        def widen(found: dict[str, torch.Tensor], width: int = width) -> None:
+            found.update({key: a.repeat(1, 2)[:, :width].contiguous() for key, a in found.items() if "lora_A" in key})
+
+        edit(adapter / WEIGHTS, widen)
+        data["adapter"] = {"path": "adapter", "sha256": file_sha256(adapter / WEIGHTS)}
+        tensors = {"v.safetensors": {"v": torch.ones(width)}}
+        folder = tmp_path / str(width)
+        made.append(save_profile(folder, Document.model_validate(data), tensors=tensors, adapters={"adapter": adapter}))
+    found = diff(*made)
+    (vector,) = found.vectors
+    assert vector.norm_before == pytest.approx(32**0.5)
+    assert vector.norm_after == pytest.approx(48**0.5)
+    assert vector.cosine is None
+    assert found.adapter == AdapterChange(True, True, None)
+    said = table(found)
+    assert "cosine unknown" in said
+    assert "adapter: the update differs, by how much of its norm is unknown" in said
 
 
 def test_how_far_adapters_are_apart(tmp_path: Path, make_adapter: Callable[..., Path]) -> None:
@@ -270,11 +331,18 @@ def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     assert said("promote", "mine@1")["history"] == ["1"]
     assert said("promote", "mine@2")["history"] == ["1", "2"]
     assert said("rollback", "mine")["profile"] == "mine@1"
+    assert main(["profiles", "rollback", "mine"]) == 0
+    assert capsys.readouterr().out == "mine is mine@2 again; the newest version, as none is promoted\n"
+    assert said("promote", "mine@1")["history"] == ["1"]
     assert said("push", "mine", shared)["profile"] == "mine@1"
     assert [m["version"] for m in said("remote", shared)["profiles"]] == ["1"]
+    (tmp_path / "shared" / "profiles" / "bad@1.json").write_text("garbage")
+    assert said("remote", shared)["profiles"][0]["broken"]
+    assert main(["profiles", "remote", shared]) == 0
+    assert capsys.readouterr().out.startswith(f"broken  {shared}: bad@1.json: ")
     monkeypatch.setenv("TRIMTAB_HOME", str(tmp_path / "elsewhere"))
     assert said("pull", shared, "mine")["version"] == "1"
     assert main(["profiles", "show", "mine"]) == 0
     assert "mine@1" in capsys.readouterr().out
     assert main(["profiles", "pull", shared, "nobody"]) == 2
-    assert "There is: mine@1" in capsys.readouterr().err
+    assert "There is: bad@1, mine@1" in capsys.readouterr().err

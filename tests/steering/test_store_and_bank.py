@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from trimtab.errors import BadInput, LimitExceeded, NotFound
 from trimtab.steering.bank import Bank
 from trimtab.steering.document import Document
-from trimtab.steering.profile import Profile, save_profile
+from trimtab.steering.listing import print_list
+from trimtab.steering.profile import Profile, load_profile, save_profile
 from trimtab.steering.store import ProfileStore
 
 
@@ -87,6 +88,39 @@ def test_a_broken_profile_hides_no_other(store: ProfileStore) -> None:
     (store.roots[1] / "terse").rename(store.roots[1] / "other")
     with pytest.raises(BadInput, match="called 'other'"):
         store.get("other")
+
+
+def test_one_broken_profile_never_hides_the_others(
+    store: ProfileStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def load(folder: Path, **base: object) -> Profile:
+        if folder.name == "calm":
+            raise OverflowError("nobody foresaw this")
+        return load_profile(folder)
+
+    monkeypatch.setattr("trimtab.steering.store.load_profile", load)
+    broken, terse = store.each()
+    assert isinstance(broken, BadInput)
+    assert broken.where == str(store.roots[1] / "calm")
+    assert isinstance(terse, Profile)
+    print_list(store, as_json=False)
+    out = capsys.readouterr().out
+    assert "terse@1" in out
+    assert f"broken {broken.where}: cannot be read (OverflowError: nobody foresaw this)" in out
+
+
+def test_a_list_is_whole_in_a_pipe_and_on_any_screen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = ProfileStore(tmp_path / "mine")
+    profile = store.save(write(tmp_path / "long", "long" * 20, "1.2.3-rc4").directory)
+    for screen in (False, True):
+        monkeypatch.setenv("TERM", "dumb")  # 80 columns, no colours
+        monkeypatch.setattr("rich.console.Console.is_terminal", screen)
+        print_list(store, as_json=False)
+        line = capsys.readouterr().out.splitlines()[-1]
+        assert line.split()[:3] == [profile.id, "m", "1"]
+        assert profile.sha256[:12] in line
 
 
 def test_bank_rows(tmp_path: Path) -> None:
