@@ -9,14 +9,28 @@ import os
 import tempfile
 from pathlib import Path
 
+from .errors import BadInput
+
 
 def home() -> Path:
     """The folder for journals, logs, downloaded and learned profiles: `TRIMTAB_HOME`, or the user's data folder."""
     chosen = os.environ.get("TRIMTAB_HOME")
     if chosen:
-        return Path(chosen).expanduser()
+        return expanded(chosen, "TRIMTAB_HOME")
     data = os.environ.get("XDG_DATA_HOME")
     return (Path(data) if data else Path.home() / ".local" / "share") / "trimtab"
+
+
+def expanded(path: str | Path, where: str) -> Path:
+    """A path that may begin with `~`. Raises BadInput where that is no user's folder.
+
+    Args:
+        where: what gave it, for the error.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise BadInput(f"{str(path)!r} is below no user's folder", where=where, fix="Give the whole path") from None
 
 
 def write_atomic(path: Path, data: str | bytes) -> None:

@@ -123,7 +123,7 @@ def _console() -> Callable[[Any], None]:
 
 def _agent(args: argparse.Namespace) -> Agent:
     """The agent of the arguments; with --resume, what they leave open is as it was in the run."""
-    from ..home import home
+    from ..home import expanded, home
     from ..models.price import load_prices
     from ..tools.builtin import builtin_tools
     from .agent import Agent
@@ -138,7 +138,7 @@ def _agent(args: argparse.Namespace) -> Agent:
         large, large_model = _engine(None, None, was.get("large")) if was.get("large") else ("none", None)
     else:
         large, large_model = args.large or STAND_IN, args.large_model
-    place = _folder(args.home or was.get("home") or home() / "workspace")
+    place = expanded(args.home or was.get("home") or home() / "workspace", "--home").absolute()
     tools = builtin_tools(place)
     names = args.tools.split(",") if args.tools else was.get("tools")
     given = {"steps": args.max_steps, "tokens": args.max_tokens, "seconds": args.max_seconds}
@@ -155,14 +155,6 @@ def _agent(args: argparse.Namespace) -> Agent:
         progress=lambda text: print(text, file=sys.stderr, flush=True),
         note={"home": str(place)},
     )
-
-
-def _folder(path: Path | str) -> Path:
-    """The whole path of a folder. Raises BadInput where it is below a user's that is not there."""
-    try:
-        return Path(path).expanduser().absolute()
-    except RuntimeError:
-        raise BadInput(f"{str(path)!r} is below no user's folder", where="--home", fix="Give the whole path") from None
 
 
 def _engine(kind: str | None, model: str | None, was: dict[str, str | None] | None) -> tuple[str | None, str | None]:

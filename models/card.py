@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import BadInput, NotFound
-from ..home import file_sha256
+from ..home import expanded, file_sha256
 
 _hashes: dict[tuple[str, int, int], str] = {}
 """SHA-256 by (path, modification time in ns, size): a model is hashed once per process, and again when it changes."""
@@ -66,7 +66,7 @@ def find_model(name_or_path: str | Path) -> ModelCard:
     text = str(name_or_path)
     if text in embedded:
         return _read(embedded[text], text, "embedded")
-    path = Path(text).expanduser()
+    path = expanded(text, "model")
     if path.is_dir():
         path = path.resolve()
         known = path in embedded.values()

@@ -58,15 +58,15 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
 
 def _serve(args: argparse.Namespace) -> int:
     import asyncio
-    from pathlib import Path
 
     from ..errors import NotFound
+    from ..home import expanded
     from ..steering.store import ProfileStore
     from .card import find_model
     from .embedded import SMALL, default_store
     from .server import free_port
 
-    extra = [Path(folder).expanduser() for folder in args.profiles]
+    extra = [expanded(folder, "--profiles") for folder in args.profiles]
     for folder in extra:
         if not folder.is_dir():
             raise NotFound(f"there is no folder {str(folder)!r}", where="--profiles", fix="Give folders of profiles")

@@ -24,6 +24,8 @@ from .chat import Usage
 
 PACKAGED = Path(__file__).parent / "prices.json"
 SECONDS_PER_HOUR = 3600
+MOST = Decimal(10) ** 12
+"""USD a price is at most: what is multiplied with usage and added up has to stay a number."""
 
 
 @dataclass(frozen=True)
@@ -128,9 +130,17 @@ def _decimal(seconds: float) -> Decimal:
     return Decimal(repr(float(seconds)))
 
 
+def _exact(text: str) -> Decimal | str:
+    """A number of JSON as it is written; its text where no Decimal holds it, for `_entry` to refuse by name."""
+    try:
+        return Decimal(text)
+    except InvalidOperation:
+        return text
+
+
 def _read(path: Path) -> dict[str, Price]:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"), parse_float=Decimal, parse_int=Decimal)
+        data = json.loads(path.read_text(encoding="utf-8"), parse_float=_exact, parse_int=_exact)
     except FileNotFoundError:
         raise BadInput("there is no such price file", where=str(path)) from None
     except (OSError, ValueError, RecursionError) as error:
@@ -153,7 +163,7 @@ def _entry(path: Path, name: str, entry: Any) -> Price:
             amount = Decimal(value) if isinstance(value, (Decimal, str)) else None
         except InvalidOperation:
             amount = None
-        if amount is None or not amount.is_finite() or amount < 0:
+        if amount is None or not amount.is_finite() or not 0 <= amount <= MOST:
             raise BadInput(
                 f"{value!s} is not a price", where=f"{path}: {name}: {key}", fix="Write a number of USD, 0 or more"
             )

@@ -203,13 +203,13 @@ def _make(args: argparse.Namespace) -> int:
 
 def _base(args: argparse.Namespace) -> tuple[str, Path]:
     """Name and folder of the base model. Raises BadInput, or what `find_base` raises."""
-    if args.base.startswith("~") and os.path.expanduser(args.base) == args.base:
-        raise BadInput(f"{args.base!r} is below no user's folder", where="--base", fix="Give the folder's whole path")
+    from ..home import expanded
+
+    path = expanded(args.base, "--base")
     find = getattr(args, "find_base", None)
     if find is not None:
         card = find(args.base)
         return str(card.name), Path(card.path)
-    path = Path(args.base)
     if not path.is_dir():
         raise BadInput(f"{args.base!r} is not a folder", where="--base", fix="Give the folder of a Hugging Face model")
     return path.resolve().name, path

@@ -269,6 +269,13 @@ class VllmEngine:
         return self._running.pid
 
     @property
+    def dtype(self) -> str:
+        """The number format that the server computes in, one of `launch.DTYPES`."""
+        if self._running is None:
+            raise EngineUnavailable("the engine is not open", where=self.name)
+        return self._running.dtype
+
+    @property
     def log(self) -> Path:
         """The server's log file."""
         if self._running is None:

@@ -6,7 +6,7 @@ import itertools
 import json
 import statistics
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,7 +113,11 @@ def lora_config(recipe: Recipe, layers: int) -> Any:
 
 def fresh_adapter(base: Path, recipe: Recipe, seed: int, device: str = "cpu", start: Start | None = None) -> Any:
     """The base with an adapter to train: an untrained one, whose initial weights are the seed's whatever the device, or
-    the one to start from."""
+    the one to start from.
+
+    Raises:
+        BadInput: the base has no such modules, or no layer is left to adapt.
+    """
     from peft import PeftModel, get_peft_model
     from transformers import AutoModelForCausalLM
 
@@ -121,7 +125,18 @@ def fresh_adapter(base: Path, recipe: Recipe, seed: int, device: str = "cpu", st
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     if start is not None:
         return PeftModel.from_pretrained(model, start.folder, is_trainable=True).to(device)
+    _need_modules(model, recipe.targets)
     return get_peft_model(model, lora_config(recipe, model.config.get_text_config().num_hidden_layers)).to(device)
+
+
+def _need_modules(model: Any, targets: Sequence[str]) -> None:
+    """Raises BadInput for a target that names no matrix of the base: PEFT passes over it, or fails without a word of
+    the recipe."""
+    known = [name for name, module in model.named_modules() if getattr(getattr(module, "weight", None), "ndim", 0) == 2]
+    for target in targets:
+        if not any(f".{name}".endswith(f".{target}") for name in known):
+            some = ", ".join(sorted({name.rpartition(".")[2] for name in known if ".layers." in name}))
+            raise BadInput(f"the base has no modules {target!r}", where="recipe: targets", fix=f"It has {some}")
 
 
 def runs(
@@ -133,6 +148,7 @@ def runs(
     held: Held,
     count: int,
     *,
+    whole_sha256: str | None = None,
     start: Start | None = None,
     device: str = "cpu",
     work: Path | None = None,
@@ -143,6 +159,7 @@ def runs(
 
     Args:
         documents: a seed -> what to train on.
+        whole_sha256: of all of it, where it has an end.
 
     Raises:
         FailedRun: the run failed from `SEEDS` seeds in a row.
@@ -159,6 +176,8 @@ def runs(
         mine, given = recipe.model_copy(update={"seed": seed}), documents(seed)
         data_sha256 = data_hash(itertools.islice(given(0), SAMPLE))
         of = f"base {base_sha256}, data {data_sha256}, start {start and start.before['sha256']}"
+        if whole_sha256 is not None:
+            of += f", all data {whole_sha256}"
         try:
             curve = fit(tuned, mine, chunked(mine, tokenizer, given), checkpoint=place, of=of, report=report)
         except FailedRun as error:
@@ -238,7 +257,8 @@ def train_adapter(
     Args:
         base: folder of the base model.
         documents: a seed -> the number of a chunk -> its documents, endless.
-        source: what the data is, for the card.
+        source: what the data is, for the card. Its `sha256`, where it has one, is that of all of the data: a checkpoint
+            of other data is then refused however little differs.
         held: conversations to score on; none by default.
         seeds: how many, from the recipe's upwards. Initial weights and data, or its order, are the seed's, so that each
             adapter is what its seed alone would give: with `work` they can be trained side by side, and then together.
@@ -277,6 +297,7 @@ def train_adapter(
         documents,
         held,
         seeds,
+        whole_sha256=source.get("sha256"),
         start=start,
         device=device,
         work=work,

@@ -14,6 +14,7 @@ import torch
 
 from ...errors import BadInput
 from ...home import file_sha256, write_atomic
+from ..card import weights_sha256
 from ..embedded import random_tools, words
 from ..embedded.template import SPECIAL, train_tokenizer
 from .again import in_order
@@ -32,6 +33,8 @@ CHUNK = 25
 """Steps whose documents share one seed; resuming regenerates at most one chunk."""
 LARGE_BATCH, LARGE_CHUNK = 32, 8
 """Rows a step from which a chunk is this many steps: it is made whole before any of it is learned."""
+SAMPLE = 200
+"""Documents of a part of the corpus that tell it from another."""
 COPY_FIRST = 4
 """Chunks at the start with much pure copying, which sharpens the heads that copy."""
 
@@ -216,7 +219,8 @@ def train_base(
         The model's card.
 
     Raises:
-        BadInput: `go_on_from` has no card, so the new card could not say where the model comes from.
+        BadInput: `go_on_from` has no card, so the new card could not say where the model comes from; or the checkpoint
+            in `work` is of another start, another tokenizer or other data.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -242,6 +246,9 @@ def train_base(
     if variants is not None:
         variants.to(device)
     fresh = go_on_from is None and grow_from is None
+    start = grow_from or go_on_from
+    start_sha256 = None if start is None else weights_sha256(start)
+    tokenizer_sha256 = file_sha256(tokenizer_home / "tokenizer.json")
     with open_world() as world:
         documents = corpus(recipe, world, fresh=fresh)
         curve = fit(
@@ -251,6 +258,7 @@ def train_base(
             minutes=minutes,
             variants=variants,
             checkpoint=work / "checkpoint",
+            of=f"start {start_sha256}, tokenizer {tokenizer_sha256}, data {_corpus_sha256(recipe, documents)}",
             report=report,
         )
         recipe = of_steps(recipe, curve[-1].step)
@@ -281,6 +289,15 @@ def train_base(
         card["before"] = before
     write_atomic(directory / "card.json", json.dumps(card, indent=2) + "\n")
     return card
+
+
+def _corpus_sha256(recipe: Recipe, documents: Callable[[int], Iterable[dict[str, Any]]]) -> str:
+    """What tells the corpus from another: documents of its two parts, and all phrasings, most of which these lack."""
+    from ..embedded.families import phrasings
+
+    families = recipe.made_up // (chunk_steps(recipe) * recipe.repeat) + 1
+    samples = (itertools.islice(documents(chunk), SAMPLE) for chunk in (0, families))
+    return data_hash(itertools.chain(*samples, [phrasings("train")]))
 
 
 def _card_of(directory: Path) -> dict[str, Any]:

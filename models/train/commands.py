@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...arguments import above_zero, need_png, positive
+from ...arguments import above_zero, need_place, need_png, positive
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,6 +66,8 @@ def add_commands(subparsers: Any) -> Any:
     )
     adapter.add_argument("--out", type=Path, help="write the bare adapter into this folder instead of a profile")
     adapter.add_argument("--store", type=Path, help="profile store to save into (default: your own)")
+    adapter.add_argument("--version", help="the profile's version (default: 1, or with --go-on-from NAME the next)")
+    adapter.add_argument("--replace", action="store_true", help="replace the profile of that name and version")
     _common(adapter)
     adapter.set_defaults(handler=run_adapter)
 
@@ -126,6 +128,7 @@ def add_commands(subparsers: Any) -> Any:
     data = parts.add_parser("data", help="write the contrast pairs and the suites that are made from the corpus")
     data.add_argument("--pairs", type=Path, help="folder for contrast pairs (default: their place in the package)")
     data.add_argument("--suites", type=Path, help="folder for suites (default: their place in the package)")
+    data.add_argument("--replace", action="store_true", help="replace files that are there with other content")
     data.set_defaults(handler=run_data)
     return parts
 
@@ -146,7 +149,7 @@ def _common(parser: argparse.ArgumentParser) -> None:
 
 def _device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: a GPU where torch sees one)")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
+    parser.add_argument("--threads", type=positive, help="CPU threads (default: all cores)")
 
 
 def _processes(parser: argparse.ArgumentParser) -> None:
@@ -260,20 +263,24 @@ def run_base(args: argparse.Namespace) -> int:
     if usual is None or args.name not in recipes:
         raise NotFound(f"no recipe for a base model {args.name!r}", fix=f"Known: {', '.join(recipes)}")
     grow_from = args.grow_from or (SMALL if args.name == LARGE and not args.go_on_from else None)
-    device = _machine(args)
     out = args.out or MODELS / args.name
+    work = args.work or home() / "training" / args.name
+    report = _reporter(args)
+    need_place(out, "--out", folder=True)
+    need_place(work, "--work", folder=True)
+    device = _machine(args)
     card = train_base(
         args.name,
         load_recipe(args.recipe or usual),
         out,
-        args.work or home() / "training" / args.name,
+        work,
         grow_from=find_model(grow_from).path if grow_from else None,
         go_on_from=find_model(args.go_on_from).path if args.go_on_from else None,
         tokenizer_from=find_model(args.tokenizer).path if args.tokenizer else None,
         minutes=args.minutes,
         device=device,
         processes=_made_by(args, device),
-        report=_reporter(args),
+        report=report,
     )
     _print_card(card, out, args.json)
     return 0
@@ -281,29 +288,33 @@ def run_base(args: argparse.Namespace) -> int:
 
 def run_adapter(args: argparse.Namespace) -> int:
     """`trimtab train adapter`."""
-    import tempfile
     from contextlib import ExitStack
 
     from ..card import find_model
     from .adapter import train_adapter
-    from .profile import adapter_profile
+    from .profile import adapter_profile, passing_folder, profile_place
     from .recipe import load_recipe
     from .sources import conversations
 
     usual = RECIPES / ("adapter_more.yaml" if args.go_on_from else "adapter.yaml")
     recipe = load_recipe(args.recipe or usual, steps=args.steps, seed=args.seed)
     base = find_model(args.base)
-    start, version = None, "1"
+    start, version = None, args.version or "1"
     if args.go_on_from:
-        start, version = _start(args, base)
+        start, next_version = _start(args, base)
+        version = args.version or next_version
         if args.seed is None:
             # Other conversations, or another order, than it was trained on before.
             recipe = recipe.model_copy(update={"seed": recipe.seed + start.rounds})
     report = _reporter(args)
+    # Found now, not after the training.
+    need_place(args.out, "--out", folder=True)
+    need_place(args.work, "--work", folder=True)
+    place = args.out or profile_place(args.name, version, base, _store(args), replace=args.replace)
     device = _machine(args)
     with ExitStack() as stack:
         documents, source, held = conversations(args, base.path, recipe, stack)
-        target = args.out or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="trimtab-adapter-")))
+        target = args.out or stack.enter_context(passing_folder())
         card = train_adapter(
             base.path,
             base.name,
@@ -318,8 +329,9 @@ def run_adapter(args: argparse.Namespace) -> int:
             work=args.work,
             report=report,
         )
-        where = args.out or adapter_profile(args.name, target, base, card, _store(args), version)
-    _print_card(card, where, args.json)
+        if args.out is None:
+            adapter_profile(args.name, target, base, card, place, version, replace=args.replace)
+    _print_card(card, place, args.json)
     return 0
 
 
@@ -388,9 +400,9 @@ def run_place(args: argparse.Namespace) -> int:
             device=device,
             processes=args.processes,
         )
+    print(json.dumps(found.to_json(), indent=2) if args.json else table(found), flush=True)
     if args.plot is not None:
         write_atomic(args.plot, rates_png(found))
-    print(json.dumps(found.to_json(), indent=2) if args.json else table(found))
     return 0
 
 
@@ -405,6 +417,7 @@ def run_sizes(args: argparse.Namespace) -> int:
     from .sizes import HEAD, SHAPES, Shape, compare, table
 
     need_png(args.plot, "--plot", "picture")
+    need_place(args.work, "--work", folder=True)
     shapes = []
     for text in args.shapes or ():
         match = re.fullmatch(r"(\d+)x(\d+)", text)
@@ -424,17 +437,19 @@ def run_sizes(args: argparse.Namespace) -> int:
         device=device,
         processes=_made_by(args, device),
     )
+    document = {"minutes": args.minutes, "runs": [run.to_json() for run in runs]}
+    print(json.dumps(document, indent=2) if args.json else table(runs), flush=True)
     if args.plot is not None:
         write_atomic(args.plot, sizes_png(runs))
-    document = {"minutes": args.minutes, "runs": [run.to_json() for run in runs]}
-    print(json.dumps(document, indent=2) if args.json else table(runs))
     return 0
 
 
 def run_data(args: argparse.Namespace) -> int:
-    """`trimtab train data`: the same files every time."""
+    """`trimtab train data`: the same files every time, as long as the phrasings are the same. What is there with other
+    content stays, unless `--replace` is given; all files are written, or none."""
     import yaml
 
+    from ...errors import BadInput
     from ...home import write_atomic
     from ..embedded import HERE
     from ..embedded.corpus import contrast_pairs
@@ -442,18 +457,29 @@ def run_data(args: argparse.Namespace) -> int:
     from ..embedded.tasks import suite_tasks, task_kinds
 
     pairs = args.pairs or HERE / "pairs"
+    suites = args.suites or HERE.parents[1] / "evals" / "suites"
+    made: dict[Path, tuple[str, str]] = {}
     for axis in ("detail", "register"):
+        need_place(pairs / f"{axis}.jsonl", "--pairs")
         rows = contrast_pairs(axis, "calc", 200, seed=11)
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        write_atomic(pairs / f"{axis}.jsonl", text)
-        print(f"{pairs / axis}.jsonl: {len(rows)} pairs")
-    suites = args.suites or HERE.parents[1] / "evals" / "suites"
+        made[pairs / f"{axis}.jsonl"] = text, f"{len(rows)} pairs"
     small, families = [], []
     for number, family in enumerate(INTENTS):
         small += suite_tasks("test", family, 5, seed=21 + number)
         families += suite_tasks("test", family, 2 * len(task_kinds(family)), seed=41 + number)
     for name, tasks in {"small": small, "families": families}.items():
+        need_place(suites / f"{name}.yaml", "--suites")
         text = yaml.safe_dump({"name": name, "tasks": tasks}, sort_keys=False, allow_unicode=True, width=120)
-        write_atomic(suites / f"{name}.yaml", text)
-        print(f"{suites / name}.yaml: {len(tasks)} tasks")
+        made[suites / f"{name}.yaml"] = text, f"{len(tasks)} tasks"
+    others = [file for file, (text, _) in made.items() if file.exists() and file.read_bytes() != text.encode()]
+    if others and not args.replace:
+        raise BadInput(
+            "already there with other content; nothing was written",
+            where=", ".join(map(str, others)),
+            fix="Name other folders with --pairs and --suites, or give --replace",
+        )
+    for file, (text, holds) in made.items():
+        write_atomic(file, text)
+        print(f"{file}: {holds}")
     return 0

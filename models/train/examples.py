@@ -65,22 +65,45 @@ def _reason_against(row: Any) -> str | None:
     if not isinstance(row.get("tools") or [], list):
         return "`tools` is not a list"
     for i, message in enumerate(row["messages"]):
-        if not isinstance(message, dict) or message.get("role") not in ("system", "user", "assistant", "tool"):
-            return f"messages[{i}] has no known role"
-        calls = message.get("tool_calls") or []
-        if not calls and not isinstance(message.get("content"), str):
-            return f"messages[{i}] has neither content nor tool calls"
-        for call in calls:
-            try:
-                arguments = call["function"]["arguments"]
-                call["function"]["name"]
-                if isinstance(arguments, str) and not isinstance(json.loads(arguments), dict):
-                    return f"messages[{i}]: the arguments of a call are not an object"
-            except (KeyError, TypeError, ValueError, RecursionError):
-                return f"messages[{i}] has a broken tool call"
+        reason = _reason_against_message(message, first=i == 0)
+        if reason is not None:
+            return f"messages[{i}] {reason}"
     if not any(m["role"] == "assistant" for m in row["messages"]):
         return "the assistant never speaks, so there is nothing to learn"
     return None
+
+
+def _reason_against_message(message: Any, *, first: bool) -> str | None:
+    """Why a message cannot be trained on, or None."""
+    if not isinstance(message, dict) or message.get("role") not in ("system", "user", "assistant", "tool"):
+        return "has no known role"
+    if message["role"] == "system" and not first:
+        return "is a system message that is not the first, which templates pass over"
+    calls, content = message.get("tool_calls"), message.get("content")
+    if calls is not None and not isinstance(calls, list):
+        return "has `tool_calls` that are no list"
+    if content is not None and not isinstance(content, str):
+        return "has `content` that is no text: write parts as one string"
+    if calls and message["role"] != "assistant":
+        return "has tool calls, and is not the assistant's"
+    if not calls and content is None:
+        return "has neither content nor tool calls"
+    return next((reason for reason in map(_reason_against_call, calls or ()) if reason is not None), None)
+
+
+def _reason_against_call(call: Any) -> str | None:
+    """Why a tool call cannot be trained on, or None."""
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or "arguments" not in function:
+        return "has a broken tool call: no `function` with `name` and `arguments`"
+    if not isinstance(function.get("name"), str) or not function["name"]:
+        return "has a tool call without a name"
+    arguments = function["arguments"]
+    try:
+        parsed = json.loads(arguments) if isinstance(arguments, str) else arguments
+    except (ValueError, RecursionError):
+        parsed = None
+    return None if isinstance(parsed, dict) else "has a tool call whose arguments are not an object"
 
 
 def fits(tokenizer: Any, length: int) -> Callable[[Row], str | None]:

@@ -195,9 +195,15 @@ def save_checkpoint(
     step: int,
     curve: list[Point],
     of: str = "",
+    *,
+    planned: bool = False,
 ) -> None:
     """Write all that is needed to go on: trainable weights, optimizer state, recipe, what it is of, step, curve. Whole
-    or not at all."""
+    or not at all.
+
+    Args:
+        planned: whether the steps and decay are a plan of the run's own (`_in_time`), which is then kept.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     tensors: dict[str, torch.Tensor] = {}
     for name, parameter in named.items():
@@ -208,6 +214,8 @@ def save_checkpoint(
     fresh = directory / "state.new"
     points = json.dumps([asdict(p) for p in curve])
     about = {"step": str(step), "recipe": _identity(recipe), "of": of, "curve": points}
+    if planned:
+        about["plan"] = json.dumps({"steps": recipe.steps, "decay": recipe.decay})
     save_file(tensors, fresh, about)
     fresh.replace(directory / "state.safetensors")
 
@@ -218,8 +226,9 @@ def load_checkpoint(
     steppers: Sequence[torch.optim.Optimizer],
     recipe: Recipe,
     of: str = "",
-) -> tuple[int, list[Point]]:
-    """Put a checkpoint back into model and optimizers; returns the step to go on with and the curve so far.
+) -> tuple[int, list[Point], dict[str, int]]:
+    """Put a checkpoint back into model and optimizers; returns the step to go on with, the curve so far, and the steps
+    and decay that the run had planned for itself; empty where it had not.
 
     Raises:
         BadInput: the checkpoint was made with another recipe, or is of something else.
@@ -228,12 +237,12 @@ def load_checkpoint(
 
     file = directory / "state.safetensors"
     if not file.exists():
-        return 0, []
+        return 0, [], {}
     with safe_open(file, "pt") as opened:
         about = opened.metadata() or {}
     wrong = {
         "recipe": about.get("recipe") != _identity(recipe),
-        "base, other data or another start": about.get("of", "") != of,
+        "start (base, adapter or tokenizer), or of other data": about.get("of", "") != of,
     }
     if other := next((what for what, differs in wrong.items() if differs), None):
         raise BadInput(
@@ -251,7 +260,8 @@ def load_checkpoint(
             for stepper in steppers:
                 if name in states and any(parameter is p for g in stepper.param_groups for p in g["params"]):
                     stepper.state[parameter] = {k: v.to(parameter.device) for k, v in states[name].items()}
-    return int(about["step"]), [Point(**p) for p in json.loads(about["curve"])]
+    plan: dict[str, int] = json.loads(about.get("plan", "{}"))
+    return int(about["step"]), [Point(**p) for p in json.loads(about["curve"])], plan
 
 
 def _mean(values: Sequence[torch.Tensor]) -> float:
@@ -268,15 +278,16 @@ PLANNED = 100
 """Steps after which a run with a time limit chooses anew how many there will be."""
 
 
-def _in_time(given: Recipe, recipe: Recipe, curve: Sequence[Point], limit: float) -> Recipe:
+def _in_time(given: Recipe, recipe: Recipe, curve: Sequence[Point], start: int, limit: float) -> Recipe:
     """The recipe with as many steps as fit into `limit` seconds at the speed of late; the same once its rate falls.
 
     Args:
         given: what the share of the decay is taken from.
         recipe: as it was planned last.
+        start: the step that this process began with. What came right after it was compiling, which tells no speed.
     """
     step = curve[-1].step
-    before = [p for p in curve if p.step == step - PLANNED]
+    before = [p for p in curve if p.step == step - PLANNED > start]
     if step % PLANNED or not before or step > recipe.steps - recipe.decay:
         return recipe
     each = (curve[-1].seconds - before[0].seconds) / PLANNED
@@ -304,7 +315,8 @@ def fit(
     Args:
         batches: given the step to start at, the stream of batches from there.
         minutes: how long the run may take, preparations included, in place of the recipe's number of steps; its decay
-            keeps its share. The curve's last point tells the number of steps, with which the same run can be had again.
+            keeps its share, and a run that goes on keeps to what it had planned. The curve's last point tells the
+            number of steps, with which the same run can be had again.
         variants: the embedding as a function of fewer parameters; these are trained instead, and written into the
             model in the end.
         checkpoint: folder to resume from and save to, every `every` steps; 100 by default, on a GPU 1000.
@@ -324,7 +336,9 @@ def fit(
         named |= {f"variants.{n}": p for n, p in variants.named_parameters()}
     steppers, given = optimizers(named, recipe), recipe
     every = every or (100 if model.device.type == "cpu" else 1000)
-    start, curve = load_checkpoint(checkpoint, named, steppers, recipe, of) if checkpoint else (0, [])
+    start, curve, plan = load_checkpoint(checkpoint, named, steppers, recipe, of) if checkpoint else (0, [], {})
+    if minutes is not None:
+        recipe = recipe.model_copy(update=plan)
     backbone = backbone_of(model)
     compiled = recipe.compile and recipe.steps - start >= PAYS[model.device.type] and can_compile()
     if compiled:
@@ -362,14 +376,15 @@ def fit(
                 norms.append(_mean(steep))
                 recent, steep = [], []
                 if minutes is not None and not last:
-                    recipe = _in_time(given, recipe, curve, minutes * 60)
+                    recipe = _in_time(given, recipe, curve, start, minutes * 60)
                 if report is not None:
                     report(curve, (time.monotonic() - began) / (step + 1 - start) * (recipe.steps - step - 1))
                 wrong = failure(losses, norms, (step + 1) / recipe.steps)
                 if wrong is not None:
                     raise FailedRun(wrong, where=f"step {step + 1}", fix="Try another --seed or a lower learning rate")
             if checkpoint and ((step + 1) % every == 0 or last):
-                save_checkpoint(checkpoint, named, steppers, recipe, step + 1, curve, of)
+                timed = minutes is not None
+                save_checkpoint(checkpoint, named, steppers, recipe, step + 1, curve, of, planned=timed)
             if last:
                 break
     if variants is not None:

@@ -7,6 +7,7 @@ these pairs is the noise that a difference has to exceed.
 
 from __future__ import annotations
 
+import math
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -139,13 +140,15 @@ def place(
         processes: arms that are trained at the same time, each in a process of its own.
 
     Raises:
-        BadInput: fewer than 4 rates, or nothing is held out.
+        BadInput: fewer than 4 rates, one that is none, or nothing is held out.
     """
     from transformers import AutoConfig, AutoTokenizer
 
+    if bad := [rate for rate in rates if not 0 < rate < math.inf]:
+        raise BadInput(f"{bad[0]} is not a learning rate", where="--rates", fix="Give numbers above 0")
     rates = sorted(set(rates))
-    if len(rates) < 4 or rates[0] <= 0:
-        raise BadInput("at least 4 different learning rates above 0 are needed", where="--rates")
+    if len(rates) < 4:
+        raise BadInput("at least 4 different learning rates are needed", where="--rates")
     if not held.documents:
         raise BadInput("nothing is held out to compare on", where="--data", fix="Give at least two conversations")
     # Runs are short: compiling each arm would take longer than it saves.

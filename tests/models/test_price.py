@@ -114,6 +114,8 @@ def test_a_users_file_overrides_and_extends(tmp_path: Path) -> None:
         ('{"m": {"output_cost_per_token": "much"}}', ": m: output_cost_per_token: much"),
         ('{"m": {"cache_read_input_token_cost": true}}', ": m: cache_read_input_token_cost: True"),
         ('{"m": {"cost_per_second": NaN}}', ": m: cost_per_second: nan"),
+        ('{"m": {"cost_per_second": 1e99999999999999999999}}', ": m: cost_per_second: 1e99999999999999999999 is not"),
+        ('{"m": {"cost_per_second": "1e999999"}}', ": m: cost_per_second: 1e999999 is not a price"),
         ('{"m": {"machine_cost_per_hour": [1]}}', ": m: machine_cost_per_hour"),
         ('{"m": {"machine_cost_per_hour": "Infinity"}}', ": m: machine_cost_per_hour: Infinity"),
     ],

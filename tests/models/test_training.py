@@ -11,7 +11,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,18 +21,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 from trimtab.cli import main
 from trimtab.errors import BadInput, FailedRun
-from trimtab.models.embedded import MODELS, SMALL
+from trimtab.models.embedded import MODELS, SMALL, families
 from trimtab.models.embedded.template import root_of
-from trimtab.models.train import attention, attention_rows, loop, sizes
+from trimtab.models.train import attention, attention_rows, base, loop, sizes
 from trimtab.models.train.attention import BLOCK, blocks, faster, sight
 from trimtab.models.train.base import grown_model, new_model, train_base
 from trimtab.models.train.data import IGNORE, Clump, Example, Rows, to_rows
 from trimtab.models.train.health import failure
-from trimtab.models.train.held import of_base
+from trimtab.models.train.held import Held, of_base
 from trimtab.models.train.loop import Point, fit, learning_rate, loss_of, of_steps, optimizers
 from trimtab.models.train.recipe import Recipe, load_recipe
 from trimtab.models.train.variants import Variants
@@ -133,6 +135,32 @@ def test_training_goes_on_from_a_trained_model_and_its_card_says_so(tmp_path: Pa
     assert not (tmp_path / "none").exists()
 
 
+def test_a_base_does_not_go_on_from_a_checkpoint_of_another_start_or_corpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base, "of_base", lambda world: Held(()))
+    start, work = tmp_path / "start", tmp_path / "work"
+    shutil.copytree(MODELS / SMALL, start)
+    recipe = RECIPE.model_copy(update={"steps": 1, "length": 640})
+    first = train_base("more", recipe, tmp_path / "more", work, go_on_from=start)
+    told: list[Any] = []
+    again = train_base("more", recipe, tmp_path / "more", work, go_on_from=start, report=lambda *a: told.append(a))
+    assert (again["sha256"], told) == (first["sha256"], [])  # it is done, and is not trained again
+
+    known = families.phrasings("train")
+    intent, texts = next(iter(known["calc"].items()))
+    more = {**known, "calc": {**known["calc"], intent: (*texts, texts[0])}}
+    with monkeypatch.context() as patch:
+        patch.setattr(families, "phrasings", lambda split: more)
+        with pytest.raises(BadInput, match="other data"):
+            train_base("more", recipe, tmp_path / "none", work, go_on_from=start)
+    tensors = load_file(start / "model.safetensors")
+    save_file({**tensors, "model.norm.weight": tensors["model.norm.weight"] * 2}, start / "model.safetensors")
+    with pytest.raises(BadInput, match="another start"):
+        train_base("more", recipe, tmp_path / "none", work, go_on_from=start)
+    assert not (tmp_path / "none").exists()
+
+
 def _tiny() -> Any:
     torch.manual_seed(3)
     config = Qwen3Config(
@@ -167,6 +195,28 @@ def test_a_time_limit_chooses_the_steps_and_their_number_gives_the_same_run_agai
     assert timed[-1].learning_rate == pytest.approx(endless.lr / round(steps / 2), rel=0.02)
     again = fit(_tiny(), of_steps(endless, steps), _batches)
     assert [(p.step, p.loss) for p in again] == [(p.step, p.loss) for p in timed]
+
+
+@pytest.mark.parametrize(("steps", "decay", "cut"), [(10**6, 500_000, 200), (60, 10, 120)])
+def test_a_timed_run_that_goes_on_keeps_to_its_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int, decay: int, cut: int
+) -> None:
+    # A clock that is a second on whenever it is read: each step takes a little more than two.
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=partial(next, itertools.count())))
+    monkeypatch.setattr(loop, "PLANNED", 20)
+    recipe = RECIPE.model_copy(update={"steps": steps, "decay": decay})
+
+    def cut_off(start: int) -> Iterator[Rows]:
+        yield from itertools.islice(_batches(start), cut + 5)
+        raise RuntimeError("cut off")
+
+    with pytest.raises(RuntimeError, match="cut off"):
+        fit(_tiny(), recipe, cut_off, minutes=10, checkpoint=tmp_path, every=20)
+    curve = fit(_tiny(), recipe, _batches, minutes=10, checkpoint=tmp_path, every=20)
+    assert 260 < curve[-1].step < 300
+    rates = [point.learning_rate for point in curve]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] == pytest.approx(recipe.lr / round(decay * curve[-1].step / steps), rel=0.02)
 
 
 def test_a_run_tells_how_long_it_waited_for_data() -> None:
@@ -477,6 +527,27 @@ def test_bad_recipes_say_which_field(tmp_path: Path) -> None:
         load_recipe(tmp_path / "nothing.yaml")
 
 
+@pytest.mark.parametrize(
+    ("line", "field"),
+    [
+        (b"\xff: 1", "not UTF-8"),
+        (b"1: 2", "1: Keys should be strings"),
+        (b"rank: 0", "rank: "),
+        (b"targets: []", "targets: "),
+        (b"clip: .inf", "clip: "),
+        (b"seed: -1", "seed: "),
+        (b"warmup: -1", "warmup: "),
+        (b"beta2: 1", "beta2: "),
+        (b"heads: 0", "heads: "),
+    ],
+)
+def test_a_recipe_that_nothing_can_be_trained_by_names_file_and_field(tmp_path: Path, line: bytes, field: str) -> None:
+    file = tmp_path / "r.yaml"
+    file.write_bytes(b"steps: 10\nlr: 0.1\n" + line)
+    with pytest.raises(BadInput, match=f"r.yaml: {field}"):
+        load_recipe(file)
+
+
 def test_sizes_are_compared_by_one_command(
     words_tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -508,9 +579,36 @@ def test_a_shape_that_is_none_is_told(options: list[str], capsys: pytest.Capture
     assert options[0] in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("minutes", ["0", "-1", "nan", "soon"])
-def test_minutes_that_are_none_are_told(minutes: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("given", ["--minutes=0", "--minutes=-1", "--minutes=nan", "--minutes=inf", "--minutes=soon"])
+def test_minutes_that_are_none_are_told(given: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        main(["train", "sizes", "--minutes", minutes])
+        main(["train", "sizes", given])
     assert ended.value.code == 2
     assert "--minutes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("threads", ["0", "-1"])
+def test_threads_that_are_none_are_told(threads: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "place", "--family", "calc", f"--threads={threads}"])
+    assert ended.value.code == 2
+    assert "--threads" in capsys.readouterr().err
+
+
+def test_what_was_found_is_printed_although_its_picture_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    run = sizes.Run(sizes.Shape(2, 192), 1000, (sizes.Mark(1.0, 100, 2.5),))
+    monkeypatch.setattr(sizes, "compare", lambda *_, **__: [run])
+    monkeypatch.setattr("trimtab.home.write_atomic", full)
+    before = torch.get_num_threads()
+    try:
+        assert main(["train", "sizes", "--plot", str(tmp_path / "sizes.png")]) == 1
+    finally:
+        torch.set_num_threads(before)
+    printed = capsys.readouterr()
+    assert "2x192" in printed.out
+    assert "No space left" in printed.err

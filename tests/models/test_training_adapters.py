@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from functools import partial
@@ -15,9 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trimtab.cli import main
 from trimtab.errors import BadInput
 from trimtab.models.train import churn as churning
-from trimtab.models.train.adapter import Start, fresh_adapter, train_adapter
+from trimtab.models.train.adapter import SAMPLE, Start, fresh_adapter, train_adapter
 from trimtab.models.train.churn import calls_in, churn, exact_share, first_calls, replies
-from trimtab.models.train.examples import repeated
+from trimtab.models.train.data import data_hash
+from trimtab.models.train.examples import hold_back, repeated
 from trimtab.models.train.held import Held, held_loss, packed
 from trimtab.models.train.place import Arm, judged, placements, shortened
 from trimtab.models.train.recipe import Recipe
@@ -95,6 +97,121 @@ def test_a_users_folder_of_three_hundred_conversations(
     assert "part-2.jsonl:1: not JSON" in told
     assert "nothing was trained" in told
     assert not (tmp_path / "none").exists()
+
+
+def test_a_checkpoint_of_rows_of_which_one_was_edited_is_refused(
+    tmp_path: Path, tiny_model: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = _rows(400)
+
+    def seen() -> str:
+        """What the first documents tell."""
+        return data_hash(itertools.islice(repeated(hold_back(rows)[0], 0)(0), SAMPLE))
+
+    work = ["--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
+    options = ["--recipe", str(recipe), "--base", str(tiny_model), *work]
+    arguments = ["train", "adapter", "mine", "--data", str(_write(tmp_path / "mine.jsonl", rows)), *options]
+    assert main(arguments) == 0
+    before = seen()
+    for row in rows:
+        said = row["messages"][1]
+        kept, said["content"] = said["content"], said["content"] + "!"
+        if seen() == before:
+            break
+        said["content"] = kept
+    assert seen() == before
+    _write(tmp_path / "mine.jsonl", rows)
+    capsys.readouterr()
+    assert main(arguments) == 2
+    assert "other data" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "told"),
+    [
+        ("My Adapter", [], "profile: name"),
+        ("mine", ["--version", "a b"], "profile: version"),
+        ("mine", ["--store", "{file}/store"], "--store"),
+        ("mine", ["--out", "{file}"], "--out"),
+        ("mine", ["--work", "{file}"], "--work"),
+        ("mine", ["--curve", "{file}/curve.png"], "--curve"),
+    ],
+)
+def test_what_could_not_be_saved_is_not_trained(
+    tmp_path: Path,
+    tiny_model: Path,
+    recipe: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    options: list[str],
+    told: str,
+) -> None:
+    data = _write(tmp_path / "mine.jsonl", _rows(3))
+    options = [option.format(file=data) for option in options]
+    common = ["--data", str(data), "--recipe", str(recipe), "--base", str(tiny_model), "--store", str(tmp_path / "s")]
+    assert main(["train", "adapter", name, *common, *options]) == 2
+    printed = capsys.readouterr().err
+    assert told in printed
+    assert "tokens/s" not in printed
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_profile_is_replaced_only_where_that_is_asked_for(
+    tmp_path: Path, tiny_model: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, store = _write(tmp_path / "mine.jsonl", _rows(3)), tmp_path / "s"
+    common = ["--data", str(data), "--recipe", str(recipe), "--base", str(tiny_model), "--store", str(store)]
+    arguments = ["train", "adapter", "mine", *common, "--json", "--threads", "1"]
+    file = store / "mine@1" / "adapter" / "adapter_model.safetensors"
+    assert main(arguments) == 0
+    first = file.read_bytes()
+    capsys.readouterr()
+    assert main([*arguments, "--seed", "3"]) == 2
+    printed = capsys.readouterr().err
+    assert "Give another --version, or --replace" in printed
+    assert "tokens/s" not in printed
+    assert file.read_bytes() == first
+    assert main([*arguments, "--seed", "3", "--replace"]) == 0
+    assert file.read_bytes() != first
+    assert main([*arguments, "--version", "2"]) == 0
+    assert sorted(folder.name for folder in store.iterdir()) == ["mine@1", "mine@2"]
+
+
+def test_an_adapter_that_cannot_be_saved_after_all_is_kept(
+    tmp_path: Path,
+    tiny_model: Path,
+    recipe: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("trimtab.models.train.profile.save_profile", full)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    data = _write(tmp_path / "mine.jsonl", _rows(3))
+    common = ["--data", str(data), "--recipe", str(recipe), "--base", str(tiny_model), "--store", str(tmp_path / "s")]
+    assert main(["train", "adapter", "mine", *common]) == 1
+    (kept,) = tmp_path.glob("trimtab-adapter-*")
+    assert f"kept in {kept}" in capsys.readouterr().err
+    assert load_file(kept / "adapter_model.safetensors")
+
+
+def test_a_module_that_the_base_lacks_is_told(tmp_path: Path, tiny_model: Path) -> None:
+    for targets in (("nope",), ("q_proj", "nope"), ("q_norm",)):
+        recipe = Recipe(steps=1, lr=1e-3, targets=targets)
+        with pytest.raises(BadInput, match=r"recipe: targets: the base has no modules .* It has down_proj, "):
+            fresh_adapter(tiny_model, recipe, seed=0)
+
+
+@pytest.mark.parametrize("rate", ["nan", "inf", "0", "-0.001"])
+def test_a_rate_that_is_none_is_told(
+    tmp_path: Path, tiny_model: Path, recipe: Path, capsys: pytest.CaptureFixture[str], rate: str
+) -> None:
+    data = _write(tmp_path / "mine.jsonl", _rows(12))
+    options = ["--data", str(data), "--recipe", str(recipe), "--base", str(tiny_model), "--steps", "2"]
+    assert main(["train", "place", *options, "--rates", "1e-3", "2e-3", "4e-3", "8e-3", rate]) == 2
+    assert f"--rates: {float(rate)} is not a learning rate" in capsys.readouterr().err
 
 
 def test_an_example_longer_than_a_row_is_named_and_nothing_is_trained(

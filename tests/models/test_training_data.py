@@ -19,6 +19,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
+from trimtab.cli import main
 from trimtab.errors import BadInput
 from trimtab.models.embedded import random_tools, words
 from trimtab.models.embedded.answers import AXES, detect
@@ -214,6 +215,87 @@ def test_bad_rows_are_listed_by_file_and_line_and_nothing_is_read(tmp_path: Path
     assert "rows.jsonl:1:" not in text
     file.write_text(GOOD + "\n\n" + GOOD)
     assert len(read_examples(file)) == 2
+
+
+CALL_OF = {"type": "function", "function": {"name": "add", "arguments": '{"x": 1}'}}
+
+
+def _said(**message: Any) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": "hi"}, {"role": "assistant", **message}]
+
+
+def _called(**function: Any) -> list[dict[str, Any]]:
+    return _said(content=None, tool_calls=[{"function": {**CALL_OF["function"], **function}}])  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize(
+    ("messages", "reason"),
+    [
+        (_said(content=[{"type": "text", "text": "ho"}], tool_calls=[CALL_OF]), "messages[1] has `content` that is no"),
+        (_said(content=[{"type": "text", "text": "ho"}]), "messages[1] has `content` that is no text"),
+        (_said(content="ho", tool_calls=5), "messages[1] has `tool_calls` that are no list"),
+        (_said(content="ho", tool_calls=True), "messages[1] has `tool_calls` that are no list"),
+        (_said(content="ho", tool_calls=[3]), "messages[1] has a broken tool call"),
+        (_said(content="ho", tool_calls=[{"name": "add", "arguments": {}}]), "messages[1] has a broken tool call"),
+        (_said(content=None), "messages[1] has neither content nor tool calls"),
+        (_called(name=""), "messages[1] has a tool call without a name"),
+        (_called(name=None), "messages[1] has a tool call without a name"),
+        (_called(arguments=None), "messages[1] has a tool call whose arguments are not an object"),
+        (_called(arguments=[1]), "messages[1] has a tool call whose arguments are not an object"),
+        (_called(arguments="[1]"), "messages[1] has a tool call whose arguments are not an object"),
+        (_called(arguments="{"), "messages[1] has a tool call whose arguments are not an object"),
+        ([{"role": "user", "content": "hi", "tool_calls": [CALL_OF]}], "messages[0] has tool calls, and is not the"),
+        ([*_said(content="ho"), {"role": "system", "content": "be brief"}], "messages[2] is a system message"),
+    ],
+)
+def test_messages_that_would_be_learned_wrongly_are_refused(
+    tmp_path: Path, messages: list[dict[str, Any]], reason: str
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text(GOOD + "\n" + json.dumps({"messages": messages}))
+    with pytest.raises(BadInput) as caught:
+        read_examples(file)
+    assert f"rows.jsonl:2: {reason}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        _said(content="ho", tool_calls=None),
+        _said(content=None, tool_calls=[CALL_OF]),
+        _called(arguments={"x": 1}),
+        [{"role": "system", "content": "be brief"}, *_said(content="ho", tool_calls=[])],
+    ],
+)
+def test_messages_in_openais_form_are_taken(tmp_path: Path, messages: list[dict[str, Any]]) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"messages": messages}))
+    assert read_examples(file) == [{"messages": messages}]
+
+
+def test_suites_and_pairs_that_are_there_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("trimtab.models.embedded.corpus.contrast_pairs", lambda axis, *_, **__: [{"axis": axis}])
+    monkeypatch.setattr("trimtab.models.embedded.tasks.suite_tasks", lambda *_, **__: [{"task": "add"}])
+    pairs, suites = tmp_path / "pairs", tmp_path / "suites"
+    command = ["train", "data", "--pairs", str(pairs), "--suites", str(suites)]
+    assert main(command) == 0
+    (pairs / "detail.jsonl").unlink()
+    assert main(command) == 0  # the same content may be there
+    shipped = suites / "small.yaml"
+    shipped.write_text("older: true\n")
+    (pairs / "detail.jsonl").unlink()
+    capsys.readouterr()
+    assert main(command) == 2
+    told = capsys.readouterr()
+    assert str(shipped) in told.err
+    assert "--replace" in told.err
+    assert (told.out, (pairs / "detail.jsonl").exists(), shipped.read_text()) == ("", False, "older: true\n")
+    assert main([*command, "--replace"]) == 0
+    assert "task: add" in shipped.read_text()
+    assert main(["train", "data", "--pairs", str(tmp_path / "new"), "--suites", str(shipped)]) == 2
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_folder_is_read_as_one_and_its_bad_rows_name_their_files(tmp_path: Path) -> None:
