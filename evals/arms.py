@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import BadInput, NotFound
 from ..models.embedded import LARGE
+from .options import need_url
 from .records import Arm
 from .run import Builder
 
@@ -44,14 +45,19 @@ def side(model: str, engine: str, profile: str | None = None) -> Side:
         profile: `none` and None are the bare model.
 
     Raises:
-        BadInput: a profile for a hosted model, which cannot be steered.
+        BadInput: the model's or the profile's name is empty, or a URL is none.
     """
+    if not model or profile == "":
+        what, fix = ("profile", "`none` is the bare model") if model else ("model", "Leave it out for the usual one")
+        raise BadInput("the name is empty", where=what, fix=fix)
+    for text in filter(_is_url, (model, engine)):
+        need_url(text.partition("#")[0], "--model" if text is model else "--engine")
     if _is_url(model):
         engine, _, name = model.partition("#")
         found = Side(name or None, engine)
     else:
         found = Side(LARGE if model == STAND_IN else model, engine)
-    return Side(found.model, found.engine, None if profile in (None, "", "none") else profile)
+    return Side(found.model, found.engine, None if profile == "none" else profile)
 
 
 @asynccontextmanager
@@ -81,6 +87,17 @@ async def require_profile(engine: Engine, profile: str | None) -> None:
         )  # fmt: skip
 
 
+def require_here(chosen: Side) -> None:
+    """Look for a side's model and profile before an engine is started for them; what a URL serves shows later.
+
+    Raises:
+        NotFound: there is no such model or profile.
+        BadInput: one of them does not hold together.
+    """
+    if chosen.engine in ("vllm", "transformers"):
+        identity(Side(chosen.model, chosen.engine, None if chosen.profile == AUTO else chosen.profile))
+
+
 def arm_of(chosen: Side, engine: Engine, *, concurrency: int = 4, large: Engine | None = None) -> Arm:
     """The side as it appears in tables."""
     routed = chosen.profile == AUTO
@@ -97,7 +114,14 @@ def arm_of(chosen: Side, engine: Engine, *, concurrency: int = 4, large: Engine 
         large=None if large is None else large.model,
         stand_in=chosen.stand_in,
         concurrency=concurrency,
+        dtype=dtype_of(engine),
     )
+
+
+def dtype_of(engine: Engine) -> str | None:
+    """The number format that an engine computes in, such as `bfloat16`; None where it does not say."""
+    found: str | None = getattr(engine, "dtype", None)
+    return found
 
 
 def builder(profile: str | None, engine: Engine, *, large: Engine | None = None) -> Builder:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..arguments import positive
+from .options import count
 
 CONCURRENCY = 4
 """Tasks at once, where nothing else is asked for."""
@@ -37,7 +37,7 @@ def add_commands(subparsers: Any) -> None:
         "--profile", metavar="P", help="a profile; `auto`: the router chooses; default: the bare model"
     )
     _shared(evaluate)
-    evaluate.add_argument("--trials", type=positive, default=1, metavar="N", help="runs of every task (default: 1)")
+    evaluate.add_argument("--trials", type=count, default=1, metavar="N", help="runs of every task (default: 1)")
     evaluate.add_argument("--resume", type=Path, metavar="FILE", help="continue the evaluation recorded in FILE")
     evaluate.add_argument(
         "--split", choices=("test", "train"),
@@ -83,9 +83,9 @@ def add_commands(subparsers: Any) -> None:
 
 def _shared(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine", default="vllm", help="vllm, transformers, or an http(s) URL (default: %(default)s)")
-    parser.add_argument("--limit", type=positive, metavar="N", help="at most N tasks, the families taking turns")
+    parser.add_argument("--limit", type=count, metavar="N", help="at most N tasks, the families taking turns")
     parser.add_argument(
-        "--concurrency", type=positive, metavar="N", help=f"tasks at once (default: {CONCURRENCY}; 24 with --split)"
+        "--concurrency", type=count, metavar="N", help=f"tasks at once (default: {CONCURRENCY}; 24 with --split)"
     )
     parser.add_argument("--prices", type=Path, metavar="FILE", help="a price file; every model must then have a price")
     parser.add_argument("--json", action="store_true", help="print one JSON document and nothing else on stdout")

@@ -23,7 +23,7 @@ class Summary:
 
     Attributes:
         scored: runs that were judged; `infrastructure_errors` are the others.
-        success: None when nothing was scored.
+        success: over tasks, however often each ran (see `stats.success_rate`); None when nothing was scored.
         codes: failures by code, commonest first; infrastructure errors among them.
         families: (successes, scored) by family.
         escalated: share of scored runs in which a step went to the large model; None without one.
@@ -56,7 +56,13 @@ class Summary:
 
 @dataclass(frozen=True)
 class Paired:
-    """Runs that both arms finished, side by side. `left_out` are those that the infrastructure broke in either arm."""
+    """Runs that both arms finished, side by side.
+
+    Attributes:
+        both, only_small, only_large, neither: runs by which arm succeeded.
+        left_out: runs that the infrastructure broke in either arm.
+        p_value: McNemar's; None where a task ran several times, since its runs are not independent pairs.
+    """
 
     both: int
     only_small: int
@@ -64,7 +70,7 @@ class Paired:
     neither: int
     left_out: int
     difference: stats.Interval
-    p_value: float
+    p_value: float | None
     non_inferiority: stats.NonInferiority
 
     @property
@@ -106,7 +112,9 @@ def summarise(evaluation: Evaluation, prices: Prices) -> Summary:
     scored = [r for r in records if r.success is not None]
     successes = sum(r.success is True for r in scored)
     families: dict[str, tuple[int, int]] = {}
+    trials: dict[str, list[bool]] = {}
     for record in scored:
+        trials.setdefault(record.task, []).append(bool(record.success))
         k, n = families.get(record.family, (0, 0))
         families[record.family] = (k + bool(record.success), n + 1)
     codes = Counter(r.code for r in records if r.code is not None)
@@ -115,7 +123,7 @@ def summarise(evaluation: Evaluation, prices: Prices) -> Summary:
         scored=len(scored),
         successes=successes,
         infrastructure_errors=len(records) - len(scored),
-        success=stats.wilson(successes, len(scored)) if scored else None,
+        success=stats.success_rate(trials) if trials else None,
         codes=dict(codes.most_common()),
         families=families,
         escalated=sum(r.escalated for r in scored) / len(scored) if evaluation.arm.large and scored else None,
@@ -150,6 +158,7 @@ def compare_evaluations(small: Evaluation, large: Evaluation, prices: Prices, *,
         b = [bool(right[key].success) for key in finished]
         cells = Counter(zip(a, b, strict=True))
         clusters = [task for task, _ in finished]
+        once = len(set(clusters)) == len(clusters)
         paired = Paired(
             both=cells[True, True],
             only_small=cells[True, False],
@@ -157,7 +166,7 @@ def compare_evaluations(small: Evaluation, large: Evaluation, prices: Prices, *,
             neither=cells[False, False],
             left_out=len(left) - len(finished),
             difference=stats.paired_bootstrap([x - y for x, y in zip(a, b, strict=True)], clusters),
-            p_value=stats.mcnemar(cells[True, False], cells[False, True]),
+            p_value=stats.mcnemar(cells[True, False], cells[False, True]) if once else None,
             non_inferiority=stats.non_inferiority(a, b, clusters, margin=margin),
         )
     return Comparison(
@@ -208,7 +217,8 @@ def verdict(comparison: Comparison) -> str:
             f"they disagree on {100 * test.discordance:.0f} % of the pairs, "
             f"so this many tasks can show a margin of {100 * test.reachable:.1f} points"
         )
-    return f"{said} ({difference}); {reach}. McNemar's exact p = {paired.p_value:.3g}."
+    exact = "" if paired.p_value is None else f" McNemar's exact p = {paired.p_value:.3g}."
+    return f"{said} ({difference}); {reach}.{exact}"
 
 
 def notes(comparison: Comparison) -> list[str]:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..arguments import need_place
 from ..errors import EngineError
 from ..models.embedded import LARGE, SMALL
 from ..models.price import load_prices
@@ -80,6 +81,7 @@ async def demo(*, engine: str = "vllm", folder: Path, quick: bool = False) -> in
         folder: for JSON, Markdown and chart.
         quick: compare on a few tasks only.
     """
+    need_place(folder, "--report", folder=True)
     stage = Stage.open()
     stage.say("Trimtab: agents on small, steered, proven models. Everything below happens now, on this machine.")
     stage.section(1, f"Start the engines ({engine})")
@@ -100,8 +102,9 @@ async def demo(*, engine: str = "vllm", folder: Path, quick: bool = False) -> in
             stage.section(4, "Compare small with large")
             if not large.up:
                 stage.say("waiting for the large stand-in's server ...", "dim")
-            pids.append(process_of(await large.ready()))
-            await compare_models(stage, small, large, large_side, folder, quick=quick)
+            ready = await large.ready()
+            pids.append(process_of(ready))
+            await compare_models(stage, small, ready, large_side, folder, quick=quick)
             stage.section(5, "Stop what was started")
     except BaseException:
         stage.section(5, "Stop what was started, before the end")
@@ -231,11 +234,11 @@ async def compare_models(
     left = await run_arm(suite, sides[0], replace(arms[0], label=f"{SMALL}, routed"), small)
     right = await run_arm(suite, sides[1], replace(arms[1], label=f"{LARGE} (stand-in)"), large)
     comparison = compare_evaluations(left, right, load_prices())
-    paths = await asyncio.to_thread(
-        report.write_report, comparison, folder, title="Small against large, as in the demo"
-    )
     stage.console.print(report.table(comparison.small, comparison.large))
     stage.say(verdict(comparison))
     for line in notes(comparison):
         stage.say(f"- {line}", "dim")
+    paths = await asyncio.to_thread(
+        report.write_report, comparison, folder, title="Small against large, as in the demo"
+    )
     stage.say(f"Written: {', '.join(map(str, paths))}")

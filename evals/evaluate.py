@@ -12,12 +12,14 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..arguments import need_place
 from ..errors import BadInput, Unknown
 from ..home import home
 from ..models.price import Prices, load_prices
 from . import report
-from .arms import AUTO, Side, arm_of, builder, identity, open_side, require_profile, side
+from .arms import AUTO, Side, arm_of, builder, identity, open_side, require_here, require_profile, side
 from .compare import Summary, compare_evaluations, notes, summarise, verdict
+from .options import MOST
 from .progress import shown
 from .records import Arm, Evaluation
 from .run import run_suite
@@ -30,8 +32,12 @@ if TYPE_CHECKING:
 async def evaluate(args: argparse.Namespace) -> int:
     """One arm on one suite; see `commands.py` for the arguments."""
     suite = find_suite(args.suite).first(args.limit)
+    if len(suite.tasks) * args.trials > MOST:
+        raise BadInput(f"{len(suite.tasks)} tasks make more than {MOST} runs", where=f"--trials {args.trials}")
     chosen = side(args.model, args.engine, args.profile)
     prices = load_prices(args.prices)
+    need_place(args.resume, "--resume")
+    need_place(record_folder(), "TRIMTAB_HOME", folder=True)
     async with open_sides([chosen], quiet=args.json) as [engine]:
         arm = arm_of(chosen, engine, concurrency=args.concurrency)
         if args.prices is not None:
@@ -39,12 +45,12 @@ async def evaluate(args: argparse.Namespace) -> int:
         records = args.resume or new_record_file(suite, arm)
         try:
             evaluation = await run_arm(suite, chosen, arm, engine, trials=args.trials, records=records, quiet=args.json)
+            summary = summarise(evaluation, prices)
+            if args.prices is not None:
+                summary.spending.require_dollars()
         except BaseException:
             print(f"recorded so far: {records} (go on with --resume {records})", file=sys.stderr)
             raise
-    summary = summarise(evaluation, prices)
-    if args.prices is not None:
-        summary.spending.require_dollars()
     if args.json:
         document = {
             "suite": suite.name,
@@ -72,6 +78,8 @@ async def compare_arms(args: argparse.Namespace) -> int:
         raise BadInput("only the router hands steps on", where="--escalate", fix="Use it with --small auto.")
     small, large = side(args.small_model, args.engine, args.small), side(args.large, args.engine)
     prices = load_prices(args.prices)
+    need_place(args.report, "--report", folder=True)
+    need_place(record_folder(), "TRIMTAB_HOME", folder=True)
     async with open_sides([small, large], quiet=args.json) as [first, second]:
         hand_on = second if args.escalate else None
         arms = (
@@ -81,23 +89,34 @@ async def compare_arms(args: argparse.Namespace) -> int:
         if args.prices is not None:
             for arm in arms:
                 require_price(arm, prices)
-        # One after the other: side by side they would slow each other down and the latencies would mean nothing.
-        left = await run_arm(suite, small, arms[0], first, large=hand_on, quiet=args.json)
-        right = await run_arm(suite, large, arms[1], second, quiet=args.json)
-    comparison = compare_evaluations(left, right, prices, margin=args.margin)
-    if args.prices is not None:
-        for summary in (comparison.small, comparison.large):
-            summary.spending.require_dollars()
-    written = report.write_report(comparison, args.report) if args.report is not None else []
+        files = new_record_file(suite, arms[0], "small"), new_record_file(suite, arms[1], "large")
+        try:
+            # One after the other: side by side they would slow each other down and the latencies would mean nothing.
+            left = await run_arm(suite, small, arms[0], first, large=hand_on, records=files[0], quiet=args.json)
+            right = await run_arm(suite, large, arms[1], second, records=files[1], quiet=args.json)
+            comparison = compare_evaluations(left, right, prices, margin=args.margin)
+            if args.prices is not None:
+                for summary in (comparison.small, comparison.large):
+                    summary.spending.require_dollars()
+        except BaseException:
+            if begun := [str(file) for file in files if file.exists()]:
+                print(f"recorded so far: {', '.join(begun)}", file=sys.stderr)
+            raise
+    # What was found is shown before anything else can fail.
     if args.json:
-        print(json.dumps(comparison.to_json() | {"report": [str(p) for p in written]}, indent=2, ensure_ascii=False))
-        return 0
-    print_table(f"Suite {suite.name}", comparison.small, comparison.large)
-    print(verdict(comparison))
-    for line in notes(comparison):
-        print(f"- {line}")
-    if written:
-        print(f"Written: {', '.join(map(str, written))}")
+        places = [] if args.report is None else report.report_files(args.report)
+        more = {"report": [str(path) for path in places], "records": [str(file) for file in files]}
+        print(json.dumps(comparison.to_json() | more, indent=2, ensure_ascii=False), flush=True)
+    else:
+        print_table(f"Suite {suite.name}", comparison.small, comparison.large)
+        print(verdict(comparison))
+        for line in notes(comparison):
+            print(f"- {line}")
+        print(f"Records: {', '.join(map(str, files))}", flush=True)
+    if args.report is not None:
+        written = report.write_report(comparison, args.report)
+        if not args.json:
+            print(f"Written: {', '.join(map(str, written))}")
     return 0
 
 
@@ -122,7 +141,13 @@ async def run_arm(
 
 @asynccontextmanager
 async def open_sides(sides: Sequence[Side], *, quiet: bool = False) -> AsyncIterator[list[Engine]]:
-    """The engines of all sides, coming up at the same time; a model that two sides share is opened once."""
+    """The engines of all sides, coming up at the same time; a model that two sides share is opened once.
+
+    Raises:
+        NotFound, BadInput, EngineUnavailable: as `require_here` and `open_side`.
+    """
+    for one in sides:
+        require_here(one)
 
     def tell(text: str) -> None:
         if not quiet:
@@ -163,10 +188,20 @@ def require_price(arm: Arm, prices: Prices) -> None:
             )
 
 
-def new_record_file(suite: Suite, arm: Arm) -> Path:
-    """A file of its own for this evaluation, under `home()`."""
-    words = "".join(c if c.isalnum() else "-" for c in f"{suite.name}-{arm.label}").strip("-")
-    return home() / "evaluations" / f"{time.strftime('%Y%m%d-%H%M%S')}-{words}.jsonl"
+def record_folder() -> Path:
+    """Where evaluations are recorded."""
+    return home() / "evaluations"
+
+
+def new_record_file(suite: Suite, arm: Arm, role: str = "") -> Path:
+    """A file of its own for this evaluation.
+
+    Args:
+        role: tells two arms of one comparison apart.
+    """
+    name = "-".join(filter(None, (suite.name, role, arm.label)))
+    words = "".join(c if c.isalnum() else "-" for c in name).strip("-")
+    return record_folder() / f"{time.strftime('%Y%m%d-%H%M%S')}-{words}.jsonl"
 
 
 def print_table(title: str, *summaries: Summary) -> None:

@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..arguments import need_place, need_png
 from ..errors import BadInput
-from ..home import home, write_atomic
+from ..home import write_atomic
 from ..models.embedded.answers import AXES
 from ..models.embedded.corpus import Split
 from ..tools.builtin import FAMILIES
-from .arms import Side, side
-from .evaluate import open_sides
+from .arms import Side, dtype_of, side
+from .evaluate import open_sides, record_folder
 from .families_bars import ABSTENTION, UNSEEN, VALID, Abstention, Bar, Share, abstention, mean, share_bar, task_bars
 from .families_behaviour import Seen, prompts, seen
 from .families_calls import Watched, ask_all
@@ -113,15 +114,18 @@ async def evaluate_families(args: argparse.Namespace) -> int:
     """All of it; see `commands.py` for the arguments."""
     asked = _asked(args)
     chosen = side(args.model, args.engine)
+    need_png(args.plot, "--plot")
+    need_place(record_folder(), "TRIMTAB_HOME", folder=True)
     start = time.monotonic()
-    folder = home() / "evaluations" / f"{time.strftime('%Y%m%d-%H%M%S')}-families-{asked.split}"
+    folder = record_folder() / f"{time.strftime('%Y%m%d-%H%M%S')}-families-{asked.split}"
     async with open_sides([chosen]) as [engine]:
         found = await measure(asked, chosen, engine, folder)
-        model = engine.model
+        model, dtype = engine.model, dtype_of(engine)
     document = {
         "suite": "families",
         "split": asked.split,
         "model": model,
+        "dtype": dtype,
         "families": list(asked.families),
         "limit": asked.limit,
         **found.to_json(),
@@ -130,14 +134,15 @@ async def evaluate_families(args: argparse.Namespace) -> int:
     }
     from .families_report import chart, print_tables
 
-    if args.plot is not None:
-        write_atomic(args.plot, chart(found.bars, f"{model}, families, split {asked.split}"))
+    title = f"{model}, families, split {asked.split}"
     if args.json:
-        print(json.dumps(document, indent=2, ensure_ascii=False))
+        print(json.dumps(document, indent=2, ensure_ascii=False), flush=True)
     else:
-        print_tables(found, f"{model}, families, split {asked.split}")
-        print(f"Records: {folder}")
-        if args.plot is not None:
+        print_tables(found, title)
+        print(f"Records: {folder}", flush=True)
+    if args.plot is not None:
+        write_atomic(args.plot, chart(found.bars, title))
+        if not args.json:
             print(f"Chart: {args.plot}")
     return 0
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..models.chat import ChatRequest, Delta, Message, Reply
 from ..models.engines.hermes import OPEN
+from .arms import dtype_of
 from .families_bars import Share
 
 if TYPE_CHECKING:
@@ -34,6 +35,10 @@ class Watched:
     @property
     def model(self) -> str:
         return self._engine.model
+
+    @property
+    def dtype(self) -> str | None:
+        return dtype_of(self._engine)
 
     @property
     def valid(self) -> Share:

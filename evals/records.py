@@ -29,6 +29,7 @@ class Arm:
         profile: asked for at every step; None is the bare model, or whatever the router chooses when `routed`.
         stand_in: the model takes the large model's place offline.
         concurrency: tasks at once.
+        dtype: the number format that the engine computes in; None where it does not say.
     """
 
     label: str
@@ -39,6 +40,7 @@ class Arm:
     large: str | None = None
     stand_in: bool = False
     concurrency: int = 4
+    dtype: str | None = None
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,7 @@ class RecordLog:
             raise BadInput(
                 f"this file records another evaluation: its {', '.join(differ)} differs",
                 where=str(self.path),
-                fix="Name another file, or ask for the same suite, model and profile again.",
+                fix="Name another file, or ask for the same suite, model and profile again, in the same number format.",
             )
         sessions: dict[str, tuple[float, float | None]] = {}
         for number, line in enumerate(lines[1:], 2):

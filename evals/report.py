@@ -22,11 +22,16 @@ def write_report(comparison: Comparison, folder: Path, *, title: str | None = No
     Raises:
         OSError: the folder cannot be written, or the disk is full.
     """
-    paths = [folder / f"comparison.{kind}" for kind in ("json", "md", "png")]
+    paths = report_files(folder)
     write_atomic(paths[0], json.dumps(comparison.to_json(), indent=2, ensure_ascii=False) + "\n")
     write_atomic(paths[1], markdown(comparison, title=title))
     write_atomic(paths[2], chart(comparison))
     return paths
+
+
+def report_files(folder: Path) -> list[Path]:
+    """The files of a report."""
+    return [folder / f"comparison.{kind}" for kind in ("json", "md", "png")]
 
 
 def percent(value: float | None) -> str:
@@ -83,6 +88,9 @@ ROWS: tuple[tuple[str, Callable[[Summary], str]], ...] = (
 def rows(*summaries: Summary) -> list[tuple[str, ...]]:
     """The table's body: a label, then one cell per arm."""
     shown = list(ROWS)
+    if any(s.success is not None and s.success.n != s.scored for s in summaries):
+        place = next(i for i, (label, _) in enumerate(shown) if label == "tasks succeeded")
+        shown[place] = "runs succeeded", shown[place][1]
     if any(s.escalated is not None for s in summaries):
         shown.insert(4, ("escalated to large", lambda s: "-" if s.escalated is None else percent(s.escalated)))
     return [(label, *(cell(s) for s in summaries)) for label, cell in shown]
@@ -172,7 +180,7 @@ def chart(comparison: Comparison) -> bytes:
         if axes is not left:
             axes.set_xlim(0, axes.get_xlim()[1])
             axes.tick_params(axis="y", length=0)
-    n = comparison.paired.n if comparison.paired else 0
+    n = comparison.paired.difference.n if comparison.paired else 0
     figure.suptitle(f"Suite {comparison.suite}: the same {n} tasks, paired", fontsize=11)
     caption = "Prices of self-hosted models are assumptions (see the table)."
     if any(s.arm.stand_in for s in arms):

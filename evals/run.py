@@ -18,7 +18,7 @@ from ..models.chat import Usage
 from .cost import Spent
 from .records import Arm, Evaluation, Record, RecordLog
 from .score import Called, Outcome, score
-from .suite import Suite, Task
+from .suite import Suite, Task, check_tasks
 
 if TYPE_CHECKING:
     from ..agent.steps import Result, Step
@@ -58,7 +58,7 @@ async def run_suite(
         BadInput: a task names an unknown tool or a state that cannot be, or the record file is of another evaluation.
         EngineError: the engine broke run after run; what was recorded stays recorded.
     """
-    _check(suite)
+    check_tasks(suite.tasks, f"suite {suite.name!r}")
     header = {
         "format": 1,
         "suite": suite.name,
@@ -202,24 +202,3 @@ def _fault(name: str, arguments: str, tools: Toolset) -> Literal["malformed", "u
     except BadInput:
         return "malformed"
     return None
-
-
-def _check(suite: Suite) -> None:
-    from ..tools.builtin import FAMILIES
-    from ..tools.builtin.orders import check_orders
-    from ..tools.builtin.tables import check_tables
-
-    known = {name for names in FAMILIES.values() for name in names}
-    for task in suite.tasks:
-        where = f"suite {suite.name!r}: task {task.id!r}"
-        for name in task.tools or ():
-            if name not in known:
-                raise BadInput(
-                    f"unknown tool {name!r}", where=f"{where}: tools", fix=f"Known tools: {', '.join(sorted(known))}."
-                )
-        for field, state in (("", task.state), ("expect: ", task.expect.state or {})):
-            try:
-                check_orders(state.get("orders") or (), state.get("stock") or ())
-                check_tables(state.get("tables") or {})
-            except BadInput as error:
-                raise BadInput(error.what, where=f"{where}: {field}{error.where}", fix=error.fix) from None

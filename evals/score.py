@@ -99,7 +99,8 @@ def score(task: Task, outcome: Outcome, before: Mapping[str, Any], after: Mappin
 def missing_from_answer(expected: Sequence[str], answer: str | None) -> list[str]:
     """Those of `expected` that do not occur in `answer`; case and runs of white space do not count.
 
-    A number is a whole number: neither 17, 7.5 nor -7 contains 7.
+    A number is a whole number: neither 17, 7.5 nor -7 contains 7. A hyphen after a letter, a digit or what closes
+    something is no sign but a range's, a date's or a difference's: 3-7, 2026-05-7 and 10%-7% contain 7.
     """
     text = _plain(answer or "")
     return [needle for needle in expected if not _occurs(_plain(needle), text)]
@@ -109,8 +110,14 @@ def _plain(text: str) -> str:
     return " ".join(text.replace("−", "-").split()).casefold()
 
 
+# A minus at the beginning, after `_` or after what is neither a word nor closes something, perhaps before a currency.
+_NO_MINUS = "".join(
+    rf"(?<!{before}-{unit})" for unit in ("", "[$€£]") for before in ("^", "_", r"[^\w)\]}%°$€£-]", r"(?<!\d)[$€£]")
+)
+
+
 def _occurs(needle: str, text: str) -> bool:
-    before = r"(?<!\d)(?<!\d[.,])(?<!^-)(?<![\s(]-)" if needle[:1].isdigit() else ""
+    before = r"(?<!\d)(?<!\d[.,])" + _NO_MINUS if needle[:1].isdigit() else ""
     after = r"(?![.,]?\d)" if needle[-1:].isdigit() else ""
     return re.search(before + re.escape(needle) + after, text) is not None
 

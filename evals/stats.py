@@ -39,10 +39,11 @@ def z_score(probability: float) -> float:
     return NormalDist().inv_cdf(probability)
 
 
-def wilson(successes: int, n: int, level: float = 0.95) -> Interval:
+def wilson(successes: float, n: int, level: float = 0.95) -> Interval:
     """Wilson's score interval for a success rate.
 
-    Unlike estimate +- z*se it stays inside [0, 1] and says something at 0 and at n successes.
+    Unlike estimate +- z*se it stays inside [0, 1] and says something at 0 and at n successes. Successes may be
+    fractional.
 
     Raises:
         BadInput: no trials, or successes outside [0, n].
@@ -57,6 +58,23 @@ def wilson(successes: int, n: int, level: float = 0.95) -> Interval:
     low = 0.0 if successes == 0 else max(0.0, centre - half)
     high = 1.0 if successes == n else min(1.0, centre + half)
     return Interval(rate, low, high, level, n)
+
+
+def success_rate(trials: Mapping[str, Sequence[bool]], level: float = 0.95) -> Interval:
+    """The tasks' mean success, with Wilson's interval at the number of tasks.
+
+    A task counts as the share of its runs that succeeded: tasks are drawn as whole clusters (Miller, arXiv 2411.00640),
+    and more runs do not make more tasks. Shares with the mean p vary by p(1-p) at most, which is what Wilson's interval
+    takes them to, so it errs on the careful side; a bootstrap over tasks would all but shrink to a point where only a
+    few runs disagree. With one run of each task this is plain Wilson.
+
+    Raises:
+        BadInput: no tasks, or a task without runs.
+    """
+    empty = [task for task, runs in trials.items() if not runs]
+    if empty:
+        raise BadInput("no run of this task was scored", where=empty[0])
+    return wilson(math.fsum(sum(runs) / len(runs) for runs in trials.values()), len(trials), level)
 
 
 def paired_bootstrap(

@@ -22,15 +22,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import date
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StrictFloat, StrictInt, StrictStr, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
-from ..errors import BadInput, NotFound
+from ..errors import BadInput, NotFound, ToolFailure
 from ..yaml_text import load_yaml
 
 PACKAGED = Path(__file__).parent / "suites"
@@ -96,16 +107,39 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _kept(value: str) -> str:
+    """A text that the office database can keep."""
+    from ..tools.builtin.database import key
+
+    try:
+        key(value, "text")
+    except ToolFailure as error:
+        raise ValueError(error.what) from None
+    return value
+
+
+_Text = Annotated[StrictStr, AfterValidator(_kept)]
+
+
 class _Event(_Strict):
-    title: StrictStr
+    title: _Text
     date: StrictStr
-    time: StrictStr = Field(pattern=r"^\d\d:\d\d$")
+    time: StrictStr = Field(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$")
 
     @field_validator("date", mode="before")
     @classmethod
     def _as_text(cls, value: Any) -> Any:
         # YAML reads an unquoted 2026-05-12 as a date; its text is not in doubt.
         return value.isoformat() if isinstance(value, date) else value
+
+    @field_validator("date")
+    @classmethod
+    def _is_a_day(cls, value: str) -> str:
+        try:
+            date.fromisoformat(value)
+        except ValueError:
+            raise ValueError(f'{value!r:.40} is no date: write it as "2026-05-12"') from None
+        return value
 
     @field_validator("time", mode="before")
     @classmethod
@@ -116,7 +150,7 @@ class _Event(_Strict):
 
 
 class _Contact(_Strict):
-    name: StrictStr
+    name: _Text
     email: StrictStr
     phone: StrictStr | None = None
 
@@ -126,11 +160,30 @@ class _Received(_Strict):
     subject: StrictStr
     body: StrictStr
 
+    @model_validator(mode="after")
+    def _is_a_mail(self) -> _Received:
+        _mail(self.sender, self.subject, self.body)
+        return self
+
 
 class _Sent(_Strict):
     to: StrictStr
     subject: StrictStr
     body: StrictStr
+
+    @model_validator(mode="after")
+    def _is_a_mail(self) -> _Sent:
+        _mail(self.to, self.subject, self.body)
+        return self
+
+
+def _mail(*parts: str) -> None:
+    from ..tools.builtin.mail import check_mail
+
+    try:
+        check_mail(*parts)
+    except ToolFailure as error:
+        raise ValueError(error.what) from None
 
 
 class _Order(_Strict):
@@ -163,14 +216,29 @@ class _Table(_Strict):
 class _State(_Strict):
     events: list[_Event] | None = None
     contacts: list[_Contact] | None = None
-    todos: list[StrictStr] | None = None
-    done: list[StrictStr] | None = None
+    todos: list[_Text] | None = None
+    done: list[_Text] | None = None
     files: dict[str, StrictStr] | None = None
     tables: dict[str, _Table] | None = None
     orders: list[_Order] | None = None
     stock: list[_Stock] | None = None
     inbox: list[_Received] | None = None
     sent: list[_Sent] | None = None
+
+    @field_validator("files")
+    @classmethod
+    def _can_be_written(cls, value: dict[str, str] | None) -> dict[str, str] | None:
+        from ..tools.builtin.files import inside
+
+        folders = {str(parent) for name in value or () for parent in PurePosixPath(name).parents}
+        for name in value or ():
+            try:
+                inside(PACKAGED, name)
+            except ToolFailure as error:
+                raise ValueError(error.what) from None
+            if str(PurePosixPath(name)) in folders:
+                raise ValueError(f"{name} is a file and a folder")
+        return value
 
     def given(self) -> dict[str, Any]:
         """The keys the suite gives; their items are whole (a contact without phone has None), as in a snapshot."""
@@ -180,6 +248,15 @@ class _State(_Strict):
 class _Call(_Strict):
     name: StrictStr
     arguments: dict[str, Any] = {}
+
+    @field_validator("arguments")
+    @classmethod
+    def _is_json(cls, value: dict[str, Any]) -> dict[str, Any]:
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"not JSON ({error}): write it in quotes") from None
+        return value
 
 
 class _Expect(_Strict):
@@ -267,10 +344,42 @@ def make_suite(data: Any, path: Path | str) -> Suite:
             raise BadInput("two tasks have this id", where=f"{path}: task {task.id!r}: id", fix="Give each its own.")
         seen.add(task.id)
     tasks = tuple(t.task() for t in suite.tasks)
+    check_tasks(tasks, str(path))
     # What is left out stays out, so that a new kind of state does not change the hash of a suite without it.
     content = suite.model_dump(mode="json", by_alias=True, exclude={"description", "name"}, exclude_none=True)
+    for row in content["tasks"]:
+        try:
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise BadInput("a text holds half of a Unicode character", where=f"{path}: task {row['id']!r}") from None
     canonical = json.dumps(content, sort_keys=True)
     return Suite(suite.name, tasks, hashlib.sha256(canonical.encode()).hexdigest(), suite.description)
+
+
+def check_tasks(tasks: Iterable[Task], where: str) -> None:
+    """Check what a task's form does not say: that its tools are there, and that its orders and tables can be.
+
+    Raises:
+        BadInput: names `where`, task and field.
+    """
+    from ..tools.builtin import FAMILIES
+    from ..tools.builtin.orders import check_orders
+    from ..tools.builtin.tables import check_tables
+
+    known = {name for names in FAMILIES.values() for name in names}
+    for task in tasks:
+        place = f"{where}: task {task.id!r}"
+        for name in task.tools or ():
+            if name not in known:
+                raise BadInput(
+                    f"unknown tool {name!r}", where=f"{place}: tools", fix=f"Known tools: {', '.join(sorted(known))}."
+                )
+        for field, state in (("", task.state), ("expect: ", task.expect.state or {})):
+            try:
+                check_orders(state.get("orders") or (), state.get("stock") or ())
+                check_tables(state.get("tables") or {})
+            except BadInput as error:
+                raise BadInput(error.what, where=f"{place}: {field}{error.where}", fix=error.fix) from None
 
 
 def _read(path: Path) -> Any:
@@ -304,7 +413,7 @@ def _explain(path: Path | str, data: Any, error: ValidationError) -> BadInput:
     where = str(path)
     if place[:1] == ["tasks"] and len(place) > 1:
         index = int(place[1])
-        task = data["tasks"][index]
+        task = data["tasks"][index] if isinstance(data["tasks"], list) else None
         name = task.get("id") if isinstance(task, dict) else None
         where += f": task {name!r}" if name else f": task number {index + 1}"
         place = place[2:]

@@ -11,7 +11,8 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..arguments import need_png, positive
+from ..arguments import above_zero, need_png
+from .options import count, need_url
 
 if TYPE_CHECKING:
     from ..steering.proof import Report
@@ -29,21 +30,21 @@ def add_command(subparsers: Any) -> None:
     verify.add_argument("profile", nargs="*", help="profiles to check (default: all live ones)")
     verify.add_argument("--model", default="trimtab-nano", metavar="M", help="the base model: a name or a folder")
     verify.add_argument("--url", help="a server (default: the one that runs, else one is started for this)")
-    verify.add_argument("--tokens", type=positive, metavar="N", help="tokens of each answer (default: 16)")
+    verify.add_argument("--tokens", type=count, metavar="N", help="tokens of each answer (default: 16)")
     verify.add_argument(
         "--tolerance",
-        type=float,
+        type=above_zero,
         metavar="NATS",
         help="largest difference of a log probability (default: 0.001 of a server in float32, 0.5 in bfloat16)",
     )
     verify.add_argument(
         "--every",
-        type=float,
+        type=above_zero,
         metavar="SECONDS",
         help="a canary: check again and again; a profile that fails is told on stderr and taken off the server, which "
         "refuses it from then on",
     )
-    verify.add_argument("--times", type=positive, metavar="N", help="with --every: end after so many checks")
+    verify.add_argument("--times", type=count, metavar="N", help="with --every: end after so many checks")
     verify.add_argument("--plot", type=Path, metavar="FILE", help="a .png file; with --every: of the last check")
     verify.add_argument("--json", action="store_true", help="print one JSON document (with --every: one a check)")
     verify.set_defaults(handler=_verify)
@@ -53,25 +54,32 @@ def _verify(args: argparse.Namespace) -> int:
     from ..errors import BadInput
     from .signals import run_orderly
 
-    if args.every is not None and not args.every > 0:
-        raise BadInput(f"{args.every:g} is not above 0", where="--every")
     if args.times is not None and args.every is None:
         raise BadInput("goes with --every only", where="--times")
+    if args.url is not None:
+        need_url(args.url, "--url")
     need_png(args.plot, "--plot")
     return run_orderly(_run(args))
 
 
 async def _run(args: argparse.Namespace) -> int:
+    from ..errors import BadInput
     from ..home import write_atomic
     from ..models.card import find_model
     from ..models.engines import open_engine
     from ..models.engines.http import key_from_environment
-    from ..steering.proof import NEW
+    from ..steering.proof import LENGTHS, NEW
     from ..steering.reference import Reference
     from .verify import Client, verify
     from .verify_picture import verify_png
 
-    card, store = find_model(args.model), args.default_store()
+    card, store, new = find_model(args.model), args.default_store(), args.tokens or NEW
+    if card.context is not None and max(LENGTHS) + new > card.context:
+        raise BadInput(
+            f"{card.name} reads {card.context} tokens, prompts of up to {max(LENGTHS)} among them",
+            where=f"--tokens {new}",
+            fix="Ask for fewer",
+        )
     async with AsyncExitStack() as stack:
         url = args.url
         if url is None:
@@ -88,17 +96,17 @@ async def _run(args: argparse.Namespace) -> int:
                 store,
                 args.profile,
                 seed=time.time_ns() % 2**40,
-                new=args.tokens or NEW,
+                new=new,
                 tolerance=args.tolerance,
             )
             done += 1
             _print(report, args.json)
-            if args.plot is not None:
-                write_atomic(args.plot, verify_png(report))
             if not report.ok:
                 code = 1
                 if args.every is not None:
                     await _refuse(report, client)
+            if args.plot is not None:
+                write_atomic(args.plot, verify_png(report))
             if args.every is None or done == args.times:
                 return code
             await asyncio.sleep(args.every)

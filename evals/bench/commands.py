@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from ...arguments import above_zero, need_png, positive
 from ...steering.vllm.launch import DTYPES
+from ..options import count, count_or_none, threads
 
 if TYPE_CHECKING:
     from .bars import Bar
     from .soak_tally import Soaked
+    from .turns import Turns
 
 SWAPPED_UNDER = 10_000
 """Answers under load while profiles are swapped."""
@@ -31,7 +33,7 @@ def add_commands(subparsers: Any) -> Any:
     )
     train.add_argument("--family", default="calc", help="whose conversations (default: %(default)s)")
     train.add_argument("--recipe", type=Path, metavar="FILE", help="default: the adapters' own")
-    train.add_argument("--steps", type=positive, default=8, metavar="N", help="steps a round (default: 8)")
+    train.add_argument("--steps", type=count, default=8, metavar="N", help="steps a round (default: 8)")
     _shared(train)
     _in_rounds(train, 5)
     train.set_defaults(handler=_train)
@@ -44,7 +46,7 @@ def add_commands(subparsers: Any) -> Any:
     steering.add_argument(
         "--adapters", nargs="*", type=Path, metavar="FOLDER", help="PEFT folders to mix (default: four that ship)"
     )
-    steering.add_argument("--in-flight", type=positive, default=64, metavar="N", help="requests at once (default: 64)")
+    steering.add_argument("--in-flight", type=count, default=64, metavar="N", help="requests at once (default: 64)")
     steering.add_argument("--prompt", type=positive, default=32, metavar="N", help="tokens of a prompt (default: 32)")
     steering.add_argument("--tokens", type=positive, default=128, metavar="N", help="tokens generated (default: 128)")
     steering.add_argument(
@@ -56,7 +58,7 @@ def add_commands(subparsers: Any) -> Any:
     steering.add_argument("--rows", metavar="A,B", help="only these rows, such as steering.idle,steering.vs_hooks")
     steering.add_argument(
         "--requests",
-        type=int,
+        type=count_or_none,
         metavar="N",
         help="answers under load while profiles are swapped; 0 leaves this part out (default: 10000, with --rows 0)",
     )
@@ -73,7 +75,7 @@ def add_commands(subparsers: Any) -> Any:
     turns.add_argument("--turns", type=positive, default=8, metavar="N", help="of a conversation (default: 8)")
     turns.add_argument("--prompt", type=positive, default=64, metavar="N", help="tokens said in a turn (default: 64)")
     turns.add_argument("--tokens", type=positive, default=64, metavar="N", help="tokens answered (default: 64)")
-    turns.add_argument("--conversations", type=positive, default=6, metavar="N", help="of each side (default: 6)")
+    turns.add_argument("--conversations", type=count, default=6, metavar="N", help="of each side (default: 6)")
     turns.add_argument("--plot", type=Path, metavar="FILE", help="a .png file")
     _shared(turns)
     turns.set_defaults(handler=_turns)
@@ -85,8 +87,10 @@ def add_commands(subparsers: Any) -> Any:
     )
     _shared(soak)
     soak.add_argument("--minutes", type=above_zero, default=10.0, metavar="M", help="how long (default: 10)")
-    soak.add_argument("--clients", type=positive, default=24, metavar="N", help="requests at once (default: 24)")
-    soak.add_argument("--kills", type=int, default=2, metavar="N", help="times the server is killed (default: 2)")
+    soak.add_argument("--clients", type=count, default=24, metavar="N", help="requests at once (default: 24)")
+    soak.add_argument(
+        "--kills", type=count_or_none, default=2, metavar="N", help="times the server is killed (default: 2)"
+    )
     soak.add_argument("--seed", type=int, default=0, metavar="N", help="of what is drawn (default: 0)")
     soak.set_defaults(handler=_soak)
     return parts
@@ -100,8 +104,8 @@ def _shared(parser: argparse.ArgumentParser) -> None:
 
 def _in_rounds(parser: argparse.ArgumentParser, rounds: int) -> None:
     """What those have that let several sides take turns."""
-    parser.add_argument("--rounds", type=positive, default=rounds, metavar="N", help="rounds (default: %(default)s)")
-    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads (default: all cores)")
+    parser.add_argument("--rounds", type=count, default=rounds, metavar="N", help="rounds (default: %(default)s)")
+    parser.add_argument("--threads", type=threads, metavar="N", help="CPU threads (default: all cores)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="a .png file")
 
 
@@ -130,17 +134,23 @@ def _train(args: argparse.Namespace) -> int:
     from .picture import train_png
     from .train import measure
 
-    threads = args.threads or os.cpu_count() or 1
-    torch.set_num_threads(threads)
-    found = measure(card, recipe, args.family, steps=args.steps, rounds=args.rounds, threads=threads)
+    used = args.threads or os.cpu_count() or 1
+    torch.set_num_threads(used)
+    found = measure(card, recipe, args.family, steps=args.steps, rounds=args.rounds, threads=used)
     usual = load_recipe(RECIPES / "adapter.yaml").model_dump(include={"steps", "batch", "length"})
     bars = [found.bar(), *card_bars(provenances(PROFILES), FAMILIES, usual), *size_bars(MODELS / SMALL, HERE)]
-    if args.plot is not None:
-        write_atomic(args.plot, train_png(found, bars))
     document = found.to_json(bars)
     if args.json:
-        print(json.dumps(document, indent=2))
-        return 0
+        print(json.dumps(document, indent=2), flush=True)
+    else:
+        _print_training(document, found.setting.name)
+        _print_bars(bars)
+    if args.plot is not None:
+        write_atomic(args.plot, train_png(found, bars))
+    return 0
+
+
+def _print_training(document: dict[str, Any], setting: str) -> None:
     ratio = document["ratio"]
     spread = "" if ratio["sd"] is None else f" ± {ratio['sd']:.2f}"
     for side in ("trimtab", "trl"):
@@ -149,21 +159,19 @@ def _train(args: argparse.Namespace) -> int:
             f"{side:<8} {speed['conversation_tokens_per_second']:>9,.0f} conversation tokens/s "
             f"({speed['tokens_per_second_as_read']:,.0f} as read)"
         )
-    print(
-        f"ratio    {ratio['median']:.2f}{spread} over {ratio['n']} rounds; TRL at its best here: {found.setting.name}"
-    )
-    _print_bars(bars)
-    return 0
+    print(f"ratio    {ratio['median']:.2f}{spread} over {ratio['n']} rounds; TRL at its best here: {setting}")
 
 
 def _steering(args: argparse.Namespace) -> int:
     import os
     import tempfile
 
+    from ...errors import BadInput
     from ...home import write_atomic
     from ...models.card import find_model
     from ...models.embedded import PROFILES, SMALL
     from ...models.engines.vllm import require_vllm
+    from ...steering.adapter import read_adapter
     from .picture import steering_png
     from .steering import measure
 
@@ -171,7 +179,11 @@ def _steering(args: argparse.Namespace) -> int:
     require_vllm()
     card = find_model(args.model)
     only = [name.strip() for name in (args.rows or "").split(",") if name.strip()]
+    if args.rows is not None and not only:
+        raise BadInput("no row is named", where="--rows", fix="Leave it out for all of them")
     adapters = args.adapters
+    for folder in adapters or ():
+        read_adapter(folder)
     if adapters is None:
         shipped = [PROFILES / f"{family}@1" / "adapter" for family in ("calc", "dates", "mail", "todos")]
         adapters = shipped if card.name == SMALL else []
@@ -239,19 +251,23 @@ def _turns(args: argparse.Namespace) -> int:
                 conversations=args.conversations,
             )
         )
+    if args.json:
+        print(json.dumps(found.to_json(), indent=2), flush=True)
+    else:
+        _print_turns(found, args.turns)
     if args.plot is not None:
         write_atomic(args.plot, turns_png(found))
-    if args.json:
-        print(json.dumps(found.to_json(), indent=2))
-        return 0
-    print(f"{'turn':<34}" + "".join(f"{n + 1:>8}" for n in range(args.turns)))
+    return 0
+
+
+def _print_turns(found: Turns, turns: int) -> None:
+    print(f"{'turn':<34}" + "".join(f"{n + 1:>8}" for n in range(turns)))
     for side in found.sides:
         print(f"{side + ', prompt tokens computed':<34}" + _cells(found.computed(side), ".0f"))
     for side in list(found.sides)[1:]:
         print(f"{side + ', seconds of the base':<34}" + _cells(found.seconds(side), ".2f"))
     print(f"reused states would have moved the last answers by up to {found.reused:.2g} nats")
     _print_bars(found.bars())
-    return 0
 
 
 def _cells(values: Sequence[float | None], form: str) -> str:

@@ -80,6 +80,13 @@ def test_rows_can_be_chosen(tiny_model: Path, tmp_path: Path, capsys: pytest.Cap
     model = ["bench", "steering", "--model", str(tiny_model)]
     assert main([*model, "--rows", "steering.nothing"]) == 2
     assert "Known: steering.64_profiles" in capsys.readouterr().err
+    assert main([*model, "--rows", ","]) == 2
+    assert "no row is named" in capsys.readouterr().err
+    assert main([*model, "--adapters", str(tmp_path / "none")]) == 2
+    assert str(tmp_path / "none") in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    assert main([*model, "--plot", str(tmp_path / "file" / "x.png")]) == 2
+    assert "--plot" in capsys.readouterr().err
     assert main([*model, "--rows", "lora.vs_stock_base"]) == 2
     assert "needs adapters" in capsys.readouterr().err
     assert main([*model, "--rows", "steering.vs_hooks", "--tokens", "1"]) == 2
@@ -157,6 +164,23 @@ def test_turns_are_compared_within_a_conversation() -> None:
     assert [bar.met for bar in found.bars()] == [True]
     assert json.loads(json.dumps(found.to_json()))["difference_if_reused"] == 0.2
     assert turns_png(found).startswith(b"\x89PNG")
+
+
+def test_turns_are_shown_though_their_picture_cannot_be_written(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def measured(*_: Any, **__: Any) -> Turns:
+        return Turns("m", 4, {side: [[Turn(4, 0, 1.0)]] for side in ("base", "all", "generated")}, 1e-5, 0.2)
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("trimtab.models.engines.vllm.require_vllm", lambda: None)
+    monkeypatch.setattr("trimtab.evals.bench.turns.measure", measured)
+    monkeypatch.setattr("trimtab.home.write_atomic", full)
+    words = ["bench", "turns", "--model", str(tiny_model), "--turns", "1", "--plot", str(tmp_path / "x.png")]
+    assert main(words) == 1
+    assert "prompt tokens computed" in capsys.readouterr().out
 
 
 @pytest.mark.server

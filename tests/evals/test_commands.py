@@ -121,6 +121,25 @@ def test_compare_writes_its_report(url: str, suite: str, tmp_path: Path, capsys:
     assert sorted(p.name for p in folder.iterdir()) == ["comparison.json", "comparison.md", "comparison.png"]
 
 
+def test_results_are_shown_and_recorded_though_the_report_fails(
+    url: str, suite: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("trimtab.evals.report.write_atomic", full)
+    both = ["--small-model", f"{url}#dull", "--small", "none", "--large", f"{url}#clever"]
+    assert main(["compare", suite, *both, "--json", "--report", str(tmp_path / "report")]) == 1
+    caught = capsys.readouterr()
+    data = json.loads(caught.out)
+    assert data["large"]["successes"] == 3
+    assert data["large"]["dtype"] is None
+    assert "No space left" in caught.err
+    for file, right in zip(data["records"], (0, 3), strict=True):
+        rows = [json.loads(line)["record"] for line in Path(file).read_text().splitlines()[1:]]
+        assert sum(row["success"] for row in rows) == right
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
@@ -134,13 +153,50 @@ def test_compare_writes_its_report(url: str, suite: str, tmp_path: Path, capsys:
         (["eval", "SUITE", "--engine", "steam"], 2, "steam"),
         (["compare", "SUITE", "--margin", "5"], 2, "--margin"),
         (["compare", "SUITE", "--small", "calc", "--escalate"], 2, "--escalate"),
+        (["compare", "SUITE", "--margin", "nan"], 2, "--margin"),
+        (["compare", "SUITE", "--report", "FILE"], 2, "--report"),
+        (["compare", "SUITE", "--report", "FILE/x"], 2, "--report"),
+        (["compare", "SUITE", "--large", ""], 2, "model"),
+        (["compare", "SUITE", "--small", "no-such-profile"], 2, "no-such-profile"),
+        (["eval", "SUITE", "--profile", ""], 2, "profile"),
+        (["eval", "SUITE", "--profile", "no-such-profile"], 2, "no-such-profile"),
+        (["eval", "SUITE", "--resume", "."], 2, "--resume"),
+        (["eval", "SUITE", "--trials", "999999"], 2, "--trials"),
+        (["eval", "SUITE", "--trials", "0"], 2, "--trials"),
+        (["eval", "SUITE", "--trials", "99999999999999999999"], 2, "--trials"),
+        (["eval", "SUITE", "--limit", "1e999"], 2, "--limit"),
+        (["eval", "SUITE", "--engine", "http://[::1"], 2, "--engine"),
+        (["eval", "SUITE", "--model", "http://x:999999#m"], 2, "--model"),
+        (["eval", "families", "--split", "test", "--plot", "x.jpg"], 2, "--plot"),
+        (["eval", "families", "--split", "test", "--plot", "FILE/x.png"], 2, "--plot"),
+        (["verify", "--tolerance", "nan"], 2, "--tolerance"),
+        (["verify", "--tolerance", "0"], 2, "--tolerance"),
+        (["verify", "--every", "1e999"], 2, "--every"),
+        (["verify", "--tokens", "999999"], 2, "--tokens"),
+        (["verify", "--url", ""], 2, "--url"),
+        (["verify", "--plot", "FILE/x.png"], 2, "--plot"),
+        (["bench", "steering", "--requests", "-1"], 2, "--requests"),
+        (["bench", "steering", "--threads", "9999999"], 2, "--threads"),
+        (["bench", "steering", "--in-flight", "99999999999999999999"], 2, "--in-flight"),
     ],
 )
-def test_bad_input_is_one_clear_error(
-    url: str, suite: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, said: str
+def test_bad_input_is_one_clear_error_before_an_engine_starts(
+    url: str,
+    suite: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    code: int,
+    said: str,
 ) -> None:
+    monkeypatch.setattr("trimtab.models.engines.vllm.VllmEngine.open", None)
     words = {"SUITE": suite, "PRICES": prices(tmp_path, "other")}
-    assert main([words.get(a, a.replace("URL", url)) for a in arguments]) == code
+    (tmp_path / "file").touch()
+    line = [words.get(a, a.replace("URL", url).replace("FILE", str(tmp_path / "file"))) for a in arguments]
+    with pytest.raises(SystemExit) as refused:
+        raise SystemExit(main(line))  # argparse exits by itself
+    assert refused.value.code == code
     err = capsys.readouterr().err
     assert said in err
     assert "Traceback" not in err

@@ -3,11 +3,13 @@
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
 from trimtab.errors import BadInput
+from trimtab.evals import stats
 from trimtab.evals.compare import compare_evaluations, notes, verdict
 from trimtab.evals.cost import Spent
 from trimtab.evals.records import Arm, Evaluation, Record
@@ -52,6 +54,25 @@ def test_pairs_and_verdict() -> None:
     assert "stand-in" in text
     assert "Runs of nano, routed that the infrastructure broke: 1;" in text
     assert "an assumption" in text
+
+
+def test_several_runs_of_a_task_are_one_task() -> None:
+    def often(one: Evaluation) -> Evaluation:
+        return replace(one, records=tuple(replace(r, trial=i) for r in one.records for i in range(20)))
+
+    small, large = evaluation(SMALL, [True] * 6 + [False] * 2), evaluation(LARGE, [True] * 8)
+    once, got = compare_evaluations(small, large, PRICES), compare_evaluations(often(small), often(large), PRICES)
+    assert (got.small.scored, got.small.success) == (160, stats.wilson(6, 8))
+    assert once.small.success == got.small.success
+    assert once.paired is not None
+    assert got.paired is not None
+    assert once.paired.p_value == 0.5
+    assert got.paired.p_value is None
+    assert got.paired.non_inferiority.n == 8
+    assert "McNemar" in verdict(once)
+    assert "McNemar" not in verdict(got)
+    assert "| runs succeeded | 120 of 160 |" in markdown(got)
+    assert "| tasks succeeded | 6 of 8 |" in markdown(once)
 
 
 def test_only_the_same_tasks_can_be_compared() -> None:

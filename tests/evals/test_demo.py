@@ -113,6 +113,17 @@ def test_the_demo_shows_its_four_parts_and_writes_the_report(
     assert all(engine.closed for engine in engines.values())
 
 
+def test_the_reports_place_is_looked_at_first(
+    engines: dict[str, ReplayEngine], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert main(["demo", "--report", str(tmp_path / "file")]) == 2
+    caught = capsys.readouterr()
+    assert "--report" in caught.err
+    assert caught.out == ""
+    assert not any(engine.requests for engine in engines.values())
+
+
 def test_an_answer_without_its_receipt_is_not_shown(
     engines: dict[str, ReplayEngine], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,6 +8,8 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from trimtab.cli import main
+from trimtab.evals import families
 from trimtab.evals.families_bars import Abstention, Bar, Share, abstention, mean, share_bar, task_bars
 from trimtab.evals.families_behaviour import Prompts, prompts, seen, shown_side
 from trimtab.evals.families_calls import Watched, call_fits, fits, same
@@ -307,6 +310,32 @@ def test_prompts_are_tagged_or_sampled(axis: str) -> None:
 def test_what_does_not_go_together(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(arguments) == 2
     assert words in capsys.readouterr().err
+
+
+def test_what_was_found_is_shown_though_the_chart_cannot_be_written(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    class Engine:
+        model, dtype = "m", "bfloat16"
+
+    @asynccontextmanager
+    async def open_sides(sides: Any) -> AsyncIterator[list[Engine]]:
+        yield [Engine()]
+
+    async def measured(*_: Any) -> families.Found:
+        none: Any = {"calc": None}
+        nothing: Any = (Share(0, 0), [])
+        return families.Found(none, none, nothing, nothing, abstention([]), [], Share(0, 0), [])
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    for name, stand_in in (("open_sides", open_sides), ("measure", measured), ("write_atomic", full)):
+        monkeypatch.setattr(families, name, stand_in)
+    assert main(["eval", "families", "--split", "test", "--json", "--plot", str(tmp_path / "x.png")]) == 1
+    caught = capsys.readouterr()
+    assert json.loads(caught.out)["dtype"] == "bfloat16"
+    assert "No space left" in caught.err
 
 
 @pytest.mark.server

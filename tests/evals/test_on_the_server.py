@@ -23,6 +23,7 @@ async def test_every_call_has_its_receipt(server: Any, tmp_path: Path) -> None:
     profile = "calc" if "calc" in known else None
     await require_profile(server.engine, profile)
     arm = arm_of(Side(server.model, "vllm", profile), server.engine, concurrency=5)
+    assert arm.dtype == "float32"
     got = await run_suite(suite, builder(profile, server.engine), arm, records=tmp_path / "records.jsonl")
     assert "engine_error" not in {r.code for r in got.records}, [r.reason for r in got.records]
     for record in got.records:

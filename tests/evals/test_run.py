@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from trimtab.agent import Agent
 from trimtab.agent.testing import ReplayEngine, call, calls
 from trimtab.errors import BadInput, EngineError, EngineRefused, EngineUnavailable
 from trimtab.evals.arms import Side, arm_of, builder
+from trimtab.evals.families_calls import Watched
 from trimtab.evals.records import Arm
 from trimtab.evals.run import run_suite
-from trimtab.evals.suite import Suite, load_suite
+from trimtab.evals.suite import Expect, Suite, load_suite
 from trimtab.models.chat import ChatRequest, Message, Usage
 
 ARM = Arm("replay", "replay", "replay", concurrency=3)
@@ -169,7 +171,8 @@ async def test_another_evaluations_file_is_refused(tmp_path: Path) -> None:
 
 
 async def test_an_unknown_tool_is_named_before_anything_runs(tmp_path: Path) -> None:
-    suite = suite_of(tmp_path, {**add(0), "tools": ["add_tofu"]})
+    suite = suite_of(tmp_path, add(0))
+    suite = replace(suite, tasks=(replace(suite.tasks[0], tools=("add_tofu",)),))
     with pytest.raises(BadInput, match=r"t0.*add_tofu|add_tofu"):
         await run_suite(suite, build_with(ReplayEngine([])), ARM)
 
@@ -177,12 +180,14 @@ async def test_an_unknown_tool_is_named_before_anything_runs(tmp_path: Path) -> 
 async def test_a_state_that_cannot_be_is_named_before_anything_runs(tmp_path: Path) -> None:
     order = {"order": 1203, "customer": "Ann", "item": "lamp", "quantity": 1, "status": "canceled"}
     table = {"columns": ["item", "price"], "rows": [["lamp"]]}
-    for change, named in (
+    changes: list[tuple[dict[str, Any], str]] = [
         ({"state": {"orders": [order]}}, r"t0.*state: orders\[0\].*canceled"),
-        ({"expect": {"state": {"orders": [order]}}}, r"t0.*expect: state: orders\[0\]"),
+        ({"expect": Expect(state={"orders": [order]})}, r"t0.*expect: state: orders\[0\]"),
         ({"state": {"tables": {"prices": table}}}, r"t0.*state: tables: prices.*2 cells"),
-    ):
-        suite = suite_of(tmp_path, {**add(0), **change})
+    ]
+    for change, named in changes:
+        suite = suite_of(tmp_path, add(0))
+        suite = replace(suite, tasks=(replace(suite.tasks[0], **change),))
         with pytest.raises(BadInput, match=named):
             await run_suite(suite, build_with(ReplayEngine([])), ARM)
 
@@ -228,3 +233,12 @@ async def test_profiles_and_labels(tmp_path: Path) -> None:
     assert arm_of(Side("m", "vllm", "todos"), engine).label == "replay (todos)"
     assert arm_of(Side("trimtab-large", "vllm"), engine).stand_in
     assert arm_of(Side("m", "vllm", "auto"), engine).routed
+
+
+def test_an_arm_says_its_number_format_where_the_engine_does() -> None:
+    class Bfloat16(ReplayEngine):
+        dtype = "bfloat16"
+
+    side = Side("m", "vllm")
+    assert arm_of(side, ReplayEngine([])).dtype is None
+    assert arm_of(side, Bfloat16([])).dtype == arm_of(side, Watched(Bfloat16([]))).dtype == "bfloat16"

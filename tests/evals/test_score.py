@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from trimtab.evals.score import Called, Outcome, missing_from_answer, score, state_differences
 from trimtab.evals.suite import Expect, Task
 from trimtab.tools.builtin.state import KEYS, seed, snapshot
@@ -34,6 +36,21 @@ def ran(name: str, arguments: str = "{}", ok: bool = True) -> Called:
         ("-7", "It is -7 degrees", True),
         ("-7", "It is −7 degrees", True),
         ("5", "3-5 May", True),
+        ("42", "it is **-42**", False),
+        ("42", "x=-42", False),
+        ("42", "$-42", False),
+        ("42", "-$42", False),
+        ("42", "`-42`", False),
+        ("42", "_-42_", False),
+        ("42", '"-42"', False),
+        ("-42", "**-42**", True),
+        ("42", "10-42", True),
+        ("42", "2026-11-42", True),
+        ("42", "10%-42%", True),
+        ("42", "10$-42$ or $10-$42", True),
+        ("42", "f(x)-42", True),
+        ("42", "- 42", True),
+        ("42", "the answer--42", True),
         ("143", "1,143", False),
         ("19 June 2026", "Friday, 19  june\n2026", True),
         ("Friday", "friday!", True),
@@ -43,6 +60,14 @@ def ran(name: str, arguments: str = "{}", ok: bool = True) -> Called:
 )
 def test_what_an_answer_contains(needle: str, answer: str, found: bool) -> None:
     assert (missing_from_answer([needle], answer) == []) is found
+
+
+@given(st.text(max_size=2), st.integers(100, 999))  # a number too long to stand before the sign as well
+def test_a_sign_after_anything_but_what_ends_a_number_or_word_counts(before: str, number: int) -> None:
+    last = before[-1:]
+    found = missing_from_answer([str(number)], f"{before}-{number}") == []
+    assert not found or last.isalnum() or last in tuple(")]}%°-−$€£")
+    assert missing_from_answer([str(number)], f"7-{number}") == []
 
 
 def test_no_answer_contains_nothing() -> None:

@@ -40,6 +40,19 @@ def test_wilson_refuses_what_is_no_rate(k: int, n: int) -> None:
         stats.wilson(k, n)
 
 
+def test_runs_of_one_task_are_not_more_tasks() -> None:
+    once = {str(i): [i < 6] for i in range(8)}
+    assert stats.success_rate(once) == stats.wilson(6, 8)
+    assert stats.success_rate({task: runs * 50 for task, runs in once.items()}) == stats.wilson(6, 8)
+    # One run in 50 that fails says next to nothing more; a task with fewer runs counts as much as the others.
+    mixed = stats.success_rate({"a": [True] * 49 + [False], "b": [True], **{str(i): [True] * 50 for i in range(6)}})
+    assert mixed.n == 8
+    assert mixed.estimate == pytest.approx(1 - 0.02 / 8)
+    assert mixed.low == pytest.approx(stats.wilson(8, 8).low, abs=0.01)
+    with pytest.raises(BadInput, match="b: no run"):
+        stats.success_rate({"a": [True], "b": []})
+
+
 @pytest.mark.parametrize(
     ("b", "c", "p"), [(0, 0, 1.0), (0, 5, 2 / 32), (5, 0, 2 / 32), (1, 9, 22 / 1024), (4, 4, 1.0), (3, 10, 756 / 8192)]
 )

@@ -103,6 +103,21 @@ def test_json_lines_make_the_same_suite(tmp_path: Path) -> None:
         ("todos: [milk]", "todo: [milk]", ["todos-001", "state.todo", "unknown field"]),
         ("  ask: Add bread to my list\n", "", ["todos-001", "ask"]),
         ("- id: calc-001\n  family", "- family", ["task number 1", "id"]),
+        ("2026-05-12, time", '"2026-13-45", time', ["todos-001", "state.events.0.date", "2026-13-45"]),
+        ('"13:00"', '"25:00"', ["todos-001", "state.events.0.time"]),
+        ("todos: [milk]", 'todos: [" "]', ["todos-001", "state.todos.0"]),
+        ("todos: [milk]", "inbox: [{from: x, subject: s, body: b}]", ["state.inbox.0", "not an email address"]),
+        ("todos: [milk]", "files: {../a: x}", ["todos-001", "state.files", "leaves the folder"]),
+        ("todos: [milk]", "files: {a: x, a/b: y}", ["todos-001", "a is a file and a folder"]),
+        (
+            "todos: [milk]",
+            "orders: [{order: 1, customer: a, item: b, quantity: 1, status: lost}]",
+            ["todos-001", "state: orders[0]", "lost"],
+        ),
+        ("todos: [milk, bread]", "sent: [{to: x, subject: s, body: b}]", ["todos-001", "expect.state.sent.0"]),
+        ("[convert_units]", "[convert_unit]", ["calc-001", "tools", "'convert_unit'", "convert_units"]),
+        ("item: bread", 'item: !!binary "/w=="', ["todos-001", "expect.calls.0.arguments", "not JSON"]),
+        ("item: bread", "item: 2026-05-12", ["todos-001", "expect.calls.0.arguments", "quotes"]),
         ("tasks:", "taskz:", ["taskz"]),
         ("name: tiny", "name: [", ["line"]),
         ("  family: calc", "  family: calc\n  family: todos", ["line", "'family' stands here twice"]),
@@ -117,7 +132,10 @@ def test_each_mistake_names_file_task_and_field(tmp_path: Path, old: str, new: s
         assert part in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "name: x\ntasks: []", "!!python/object/apply:os.system [ls]", "\x00"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "name: x\ntasks: []", "name: x\ntasks: !!set {a: }", "!!python/object/apply:os.system [ls]", "\x00"],
+)
 def test_files_that_are_no_suite(tmp_path: Path, text: str) -> None:
     with pytest.raises(BadInput, match=r"tiny\.yaml"):
         load_suite(write(tmp_path, text))
@@ -126,6 +144,12 @@ def test_files_that_are_no_suite(tmp_path: Path, text: str) -> None:
 def test_broken_json_line_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="line 2"):
         load_suite(write(tmp_path, '{"id": "a"}\n{oops\n', "x.jsonl"))
+
+
+def test_half_a_character_is_named(tmp_path: Path) -> None:
+    row = {"id": "a", "ask": "x", "today": "2026-05-12", "state": {"todos": ["\ud800"]}, "expect": {"answer": ["y"]}}
+    with pytest.raises(BadInput, match=r"task 'a'.*half of a Unicode character"):
+        load_suite(write(tmp_path, json.dumps(row), "x.jsonl"))
 
 
 def test_unknown_suite_lists_the_known_ones() -> None:
