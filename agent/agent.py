@@ -124,9 +124,8 @@ class Agent:
         Args:
             task: what to do; with `resume` it may be left out.
             resume: the id of the run to go on with. Tool calls that had ended are not repeated. One that was cut off is
-                made again, unless its tool is destructive: then the model is told that the outcome is unknown. A run
-                    that had come to
-                its answer gives the recorded result.
+                made again, unless its tool changes something: then the model is told that the outcome is unknown. A run
+                that had come to its answer gives the recorded result.
 
         Returns:
             The result. Where a limit, a loop or invalid calls ended the run, `stopped` says so and everything up to

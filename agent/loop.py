@@ -263,7 +263,7 @@ async def _settle_calls(rt: Runtime, rec: Recorder, emit: Emit) -> None:
         error = pending.error
         if tool is None and error is None:
             error = f"unknown tool '{pending.call.name}'"
-        if tool is not None and tool.destructive and pending.interrupted:
+        if tool is not None and tool.changes and pending.interrupted:
             error = INTERRUPTED
         if error is not None:
             rec.budget.charge(steps=1)

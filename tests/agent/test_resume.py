@@ -40,10 +40,10 @@ CHILD = """
         note("slow")
         time.sleep(60)
 
-    @tool(destructive=True)
-    def destroy() -> str:
-        '''Destroy and be killed.'''
-        note("destroy")
+    @tool(changes=True)
+    def change() -> str:
+        '''Change something and be killed.'''
+        note("change")
         time.sleep(60)
 
     def script(request):
@@ -51,7 +51,7 @@ CHILD = """
             return {first}
         os.kill(os.getpid(), signal.SIGKILL)
 
-    Agent([quick, slow, destroy], engine=ReplayEngine(script), journal=Journal(place / "journal.db"),
+    Agent([quick, slow, change], engine=ReplayEngine(script), journal=Journal(place / "journal.db"),
           policy=RoutingPolicy()).run("go")
 """
 
@@ -93,14 +93,14 @@ def continued(place: Path, script: Any) -> tuple[Any, Any]:
         """Act."""
         return act("slow")
 
-    @tool(destructive=True)
-    def destroy() -> str:
-        """Destroy."""
-        return act("destroy")
+    @tool(changes=True)
+    def change() -> str:
+        """Change something."""
+        return act("change")
 
     engine: Any = ReplayEngine(script)
     journal = Journal(place / "journal.db")
-    return Agent([quick, slow, destroy], engine=engine, journal=journal, policy=RoutingPolicy()), engine
+    return Agent([quick, slow, change], engine=engine, journal=journal, policy=RoutingPolicy()), engine
 
 
 def test_killed_between_a_tool_call_and_the_next_model_call(tmp_path: Path) -> None:
@@ -124,11 +124,11 @@ def test_killed_during_a_tool_call_which_may_be_repeated(tmp_path: Path) -> None
     assert [m.content for m in engine.requests[0].messages[2:]] == ['"quick"', '"slow"']
 
 
-def test_killed_during_a_destructive_call_which_is_never_repeated(tmp_path: Path) -> None:
-    run_id = killed(tmp_path, 'call("destroy")', until="destroy")
+def test_killed_during_a_call_that_changes_something_which_is_never_repeated(tmp_path: Path) -> None:
+    run_id = killed(tmp_path, 'call("change")', until="change")
     agent, engine = continued(tmp_path, ["I do not know whether it happened."])
     result = agent.run(resume=run_id)
-    assert acts(tmp_path) == ["destroy"]
+    assert acts(tmp_path) == ["change"]
     assert engine.requests[0].messages[-1].content == '{"error": "interrupted, outcome unknown"}'
     assert result.answer == "I do not know whether it happened."
 
