@@ -65,11 +65,10 @@ def build(rt: loop.Runtime, checkpointer: Any = None) -> Compiled:
     """The graph of an agent. It runs under `ainvoke` and `invoke`, alone or as a node of another graph."""
 
     async def begin(state: State, emit: loop.Emit) -> dict[str, Any]:
-        known = _open_run(rt, state.get("trimtab_run"))
-        if known is not None and not _moved_on(known, _messages(state)):
+        known, messages = _open_run(rt, state.get("trimtab_run")), _messages(state)
+        if known is not None and not _moved_on(known, messages):
             fresh = known.seq == 1
             return {"at": loop.next_node(known if fresh else await loop.go_on(rt, known))}
-        messages = _messages(state)
         task = next((m.content for m in reversed(messages) if m.role == "user" and m.content), None)
         if task is None:
             raise BadInput("no user message and no task", where="agent graph: messages", fix="Give one of them")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -144,6 +145,17 @@ def read_document(directory: Path) -> Document:
     if not path.is_file():
         raise BadInput(f"{FILE} is missing", where=str(directory), fix="Give the folder of a profile")
     return parse_document(read_text(path), str(path))
+
+
+def document_of(data: Mapping[str, Any]) -> Document:
+    """The document that a command's arguments make. Raises BadInput naming the field."""
+    try:
+        return Document.model_validate(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        field = ".".join(map(str, first["loc"]))
+        fix = "Small letters, digits, `.`, `_` and `-`" if field == "name" else "Correct the argument"
+        raise BadInput(first["msg"], where=f"profile: {field}", fix=fix) from None
 
 
 def dump_document(document: Document) -> str:

@@ -17,7 +17,7 @@ from .. import __version__
 from ..errors import BadInput
 from ..home import file_sha256
 from .adapter import WEIGHTS, read_adapter
-from .document import Document
+from .document import Document, document_of
 from .files import model_sha256, read_json
 from .intervention import Tokens
 from .methods import difference_of_means, weight_arithmetic
@@ -233,7 +233,7 @@ def _document(base_name: str, base: Path, about: Mapping[str, Any], adapter: Pat
         "base": {"model": base_name, "sha256": model_sha256(base)},
         "adapter": None if adapter is None else {"path": "adapter", "sha256": file_sha256(adapter / WEIGHTS)},
     }
-    return _validated(data)
+    return document_of(data)
 
 
 def _size(base: Path, key: str) -> int | None:
@@ -243,18 +243,7 @@ def _size(base: Path, key: str) -> int | None:
 
 
 def _with(document: Document, **fields: Any) -> Document:
-    return _validated({**document.model_dump(), **fields})
-
-
-def _validated(data: Mapping[str, Any]) -> Document:
-    from pydantic import ValidationError
-
-    try:
-        return Document.model_validate(data)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise BadInput(first["msg"], where=f"profile: {field}", fix="Correct the argument") from None
+    return document_of({**document.model_dump(), **fields})
 
 
 def _load(base: Path) -> tuple[Any, Any]:

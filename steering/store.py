@@ -126,10 +126,8 @@ class ProfileStore:
             BadInput: it does not load, or its name and version are taken there by other content.
         """
         profile = load_profile(directory)
-        target = self._at(profile.name, profile.version, self.roots[:1])
-        if target is None:
-            target = self.place(profile.name, profile.version)
-        elif not replace:
+        target = self.place(profile.name, profile.version)
+        if not replace and (target / FILE).is_file():
             there = load_profile(target)
             if there.sha256 == profile.sha256:
                 return there
@@ -143,8 +141,8 @@ class ProfileStore:
         return load_profile(target)
 
     def place(self, name: str, version: str) -> Path:
-        """The folder that `save` uses for a name and version."""
-        return self.roots[0] / f"{name}@{version}"
+        """The folder that `save` uses for a name and version: the one that has them already, where there is one."""
+        return self._at(name, version, self.roots[:1]) or self.roots[0] / f"{name}@{version}"
 
     def history(self, name: str) -> tuple[str, ...]:
         """The promoted versions of a name, the one in use last; empty where the newest version is in use."""

@@ -10,12 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from ... import __version__
 from ...arguments import need_place
-from ...errors import BadInput, NotFound
-from ...steering.document import AdapterEntry, BaseEntry, Document
+from ...errors import BadInput
+from ...steering.document import AdapterEntry, BaseEntry, Document, document_of
 from ...steering.profile import check_free, save_profile
 from ...steering.store import ProfileStore
 from ..card import ModelCard
@@ -30,17 +28,8 @@ def profile_place(name: str, version: str, base: ModelCard, store: ProfileStore,
     Raises:
         BadInput: no profile can have that name or version, the place is taken, or nothing can be written there.
     """
-    try:
-        Document(format=1, name=name, version=version, base=BaseEntry(model=base.name, sha256=base.sha256))
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        field = ".".join(map(str, first["loc"]))
-        fix = "Small letters, digits, `.`, `_` and `-`" if field == "name" else "Correct the argument"
-        raise BadInput(first["msg"], where=f"profile: {field}", fix=fix) from None
-    try:
-        place = ProfileStore(store.roots[0]).find(f"{name}@{version}")
-    except NotFound:
-        place = store.place(name, version)
+    document_of({"format": 1, "name": name, "version": version, "base": {"model": base.name, "sha256": base.sha256}})
+    place = store.place(name, version)
     try:
         check_free(place, replace=replace)
     except BadInput as error:
