@@ -11,8 +11,8 @@ import httpx
 from ..errors import EngineError, EngineUnavailable
 
 LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=2.0)
-"""Of a client of such a server. It closes connections that were idle for 5 seconds, and one that is used again at that
-very moment fails for no reason: who reads answers on the reference between questions is idle as long as that."""
+"""Of a client of a server of any make. Stock vLLM closes connections that were idle for 5 seconds, and one that is used
+again at that very moment fails for no reason: who reads answers on the reference between questions is idle as long."""
 
 
 @dataclass(frozen=True)

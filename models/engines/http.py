@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 import httpx
 
 from ...errors import BadInput, EngineError, EngineUnavailable, NotFound
+from ...steering.asking import LIMITS
 from ..chat import ChatRequest, Delta, Reply, Sampling
 from . import wire
 
@@ -192,7 +193,11 @@ class HttpEngine:
                 headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
                 timeout=self._timeout,
                 # On this machine a connection costs less than a stale one: none is kept, and no proxy is asked.
-                limits=httpx.Limits(max_connections=None, max_keepalive_connections=0 if self._local else 20),
+                limits=httpx.Limits(
+                    max_connections=None,
+                    max_keepalive_connections=0 if self._local else 20,
+                    keepalive_expiry=LIMITS.keepalive_expiry,
+                ),
                 trust_env=not self._local,
             )
             self._clients[loop] = client

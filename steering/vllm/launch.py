@@ -43,6 +43,13 @@ prompts."""
 STOCK_LORA = "TRIMTAB_STOCK_LORA"
 """Set to 1, vLLM's own LoRA op on the CPU stays, and nothing is compiled where LoRA is on."""
 
+KEEP_ALIVE = "VLLM_HTTP_TIMEOUT_KEEP_ALIVE"
+"""Seconds after which an idle connection is closed, where the environment says it."""
+
+KEPT_ALIVE = 75
+"""So long otherwise. vLLM's own 5 are as long as clients keep theirs (httpx, and OpenAI's client with it): one that is
+used again at the very moment when the server closes it fails for no reason."""
+
 ENTRY = "vllm.entrypoints.openai.api_server"
 
 MAX_CPU_LORAS = 64
@@ -170,6 +177,7 @@ def server_environment(
         "TOKENIZERS_PARALLELISM": "false",
         "VLLM_CPU_KVCACHE_SPACE": str(KV_BYTES >> 30),
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        KEEP_ALIVE: os.environ.get(KEEP_ALIVE, str(KEPT_ALIVE)),
     }
     if live is not None:
         out[LIVE_VARIABLE] = ",".join(live)

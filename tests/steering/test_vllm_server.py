@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import itertools
 import shutil
 import time
@@ -366,6 +367,19 @@ def test_requests_without_adapter_beside_full_slots_equal_the_base_model(bench: 
     finally:
         for name in names:
             bench.drop(name)
+
+
+def test_an_idle_connection_outlives_those_that_clients_keep(bench: Bench) -> None:
+    url = httpx.URL(bench.url)
+    connection = http.client.HTTPConnection(url.host, url.port, timeout=60)
+    connection.request("GET", "/health")
+    connection.getresponse().read()
+    socket = connection.sock
+    time.sleep(6)  # stock vLLM closes after 5, as long as httpx keeps a connection
+    connection.request("GET", "/health")
+    assert connection.getresponse().status == 200
+    assert connection.sock is socket
+    connection.close()
 
 
 def test_streams_carry_the_receipt_in_their_last_chunk(bench: Bench) -> None:
