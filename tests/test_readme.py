@@ -24,7 +24,7 @@ def test_the_ten_lines_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     out = capsys.readouterr().out
     result = scope["result"]
     assert [s.tool for s in result.steps if s.kind == "tool"] == ["find_stock"]  # type: ignore[attr-defined]
-    assert "42" in out
+    assert "The stock of maple is 42" in out
 
 
 def test_every_command_it_shows_exists() -> None:
