@@ -16,6 +16,7 @@ from langchain_core.messages import (
     AIMessage,
     AnyMessage,
     BaseMessage,
+    HumanMessage,
     SystemMessage,
     ToolMessage,
     convert_to_openai_messages,
@@ -42,7 +43,8 @@ class Given(TypedDict, total=False):
 
 
 class Made(TypedDict, total=False):
-    """What it gives back: the conversation with the run's messages added, the answer, and the whole result as JSON."""
+    """What it gives back: the conversation with the task and the run's messages added, the answer, and the whole result
+    as JSON."""
 
     messages: Annotated[list[AnyMessage], add_messages]
     answer: str
@@ -66,13 +68,16 @@ def build(rt: loop.Runtime, checkpointer: Any = None) -> Compiled:
 
     async def begin(state: State, emit: loop.Emit) -> dict[str, Any]:
         known, messages = _open_run(rt, state.get("trimtab_run")), _messages(state)
+        said = _said(state)
         if known is not None and not _moved_on(known, messages):
             fresh = known.seq == 1
-            return {"at": loop.next_node(known if fresh else await loop.go_on(rt, known))}
+            if known.task in [m.content for m in messages[:-1] if m.role == "user"]:
+                said = {"task": ""}  # asked again after an error: it is in the thread already
+            return {**said, "at": loop.next_node(known if fresh else await loop.go_on(rt, known))}
         task = next((m.content for m in reversed(messages) if m.role == "user" and m.content), None)
         if task is None:
             raise BadInput("no user message and no task", where="agent graph: messages", fix="Give one of them")
-        return {"trimtab_run": await loop.begin(rt, task, messages), "at": "model"}
+        return {**said, "trimtab_run": await loop.begin(rt, task, messages), "at": "model"}
 
     async def model(state: State, emit: loop.Emit) -> dict[str, Any]:
         return {"at": loop.next_node(await loop.model_step(rt, state["trimtab_run"], emit))}
@@ -148,6 +153,11 @@ def _messages(state: State) -> tuple[Message, ...]:
     if state.get("task"):
         out.append(Message("user", state["task"]))
     return tuple(out)
+
+
+def _said(state: State) -> dict[str, Any]:
+    """A task as the user's turn in the conversation, and the task cleared, or a thread would do it again at each call."""
+    return {"messages": [HumanMessage(state["task"])], "task": ""} if state.get("task") else {}
 
 
 def _made(run: RunState) -> list[BaseMessage]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import re
 import time
@@ -222,9 +223,11 @@ def _own_ids(calls: tuple[ToolCall, ...], state: RunState) -> tuple[ToolCall, ..
     taken = {call.id for message in state.messages for call in message.tool_calls} | state.invalid_ids | {""}
     out = []
     for i, call in enumerate(calls):
-        fresh = call if call.id not in taken else replace(call, id=f"call_{len(state.steps)}_{i}")
-        taken.add(fresh.id)
-        out.append(fresh)
+        # An own id may be taken too: by the engine, or by an earlier run of the conversation.
+        own = (f"call_{len(state.steps)}_{n}" for n in itertools.count(i))
+        free = next(one for one in itertools.chain((call.id,), own) if one not in taken)
+        taken.add(free)
+        out.append(replace(call, id=free))
     return tuple(out)
 
 

@@ -10,7 +10,7 @@ import pytest
 from trimtab.agent import Agent, Journal, Limits, RoutingPolicy
 from trimtab.agent.testing import ReplayEngine, call, calls
 from trimtab.errors import BadInput, EngineRefused, EngineUnavailable, LimitExceeded, NotFound, TrimtabError
-from trimtab.models.chat import Message, Reply, Usage
+from trimtab.models.chat import Message, Reply, ToolCall, Usage
 from trimtab.models.price import Price
 from trimtab.tools import tool
 
@@ -271,6 +271,19 @@ async def test_call_ids_are_made_unique() -> None:
     ids = [c.id for m in engine.requests[2].messages for c in m.tool_calls]
     assert len(set(ids)) == 3
     assert [m.tool_call_id for m in engine.requests[2].messages if m.role == "tool"] == ids
+
+
+async def test_own_ids_are_free_ones() -> None:
+    sent = [
+        ToolCall(one, "add", f'{{"a": {n}, "b": 0}}') for n, one in enumerate(("call_0_1", "call_0_1", "", "call_0_2"))
+    ]
+    engine: Any = ReplayEngine([Message("assistant", None, tuple(sent)), "ok"])
+    await agent(engine).arun("go")
+    shown = engine.requests[1].messages
+    ids = [c.id for m in shown for c in m.tool_calls]
+    assert len(set(ids)) == 4
+    results = {m.tool_call_id: m.content for m in shown if m.role == "tool"}
+    assert [results[one] for one in ids] == [f'{{"sum": {n}}}' for n in range(4)]
 
 
 # --- limits ---

@@ -9,6 +9,7 @@ from langgraph.graph import END, START, MessagesState, StateGraph
 from trimtab.agent import Agent, Journal, Limits, RoutingPolicy
 from trimtab.agent.testing import ReplayEngine, call
 from trimtab.errors import BadInput, EngineUnavailable
+from trimtab.models.chat import Message, ToolCall
 from trimtab.tools import tool
 
 
@@ -35,7 +36,7 @@ async def test_by_itself() -> None:
     out = await agent([call("add", a=1, b=2), "3"]).graph().ainvoke({"task": "one and two"})
     assert out["answer"] == "3"
     assert out["result"]["steps"][1]["result"] == "3"
-    assert [type(m) for m in out["messages"]] == [AIMessage, ToolMessage, AIMessage]
+    assert [type(m) for m in out["messages"]] == [HumanMessage, AIMessage, ToolMessage, AIMessage]
 
 
 @pytest.mark.parametrize("synchronous", [False, True])
@@ -95,6 +96,44 @@ async def test_a_thread_of_the_graph_itself_begins_a_new_run_for_each_message() 
     out = await graph.ainvoke({"messages": [("user", "second")]}, config)
     assert [m.content for m in out["messages"]] == ["first", "a", "second", "b"]
     assert len(one.journal.runs()) == 2
+
+
+async def test_a_task_is_the_users_turn_in_a_thread_and_is_done_once() -> None:
+    engine: Any = ReplayEngine(["a", "b", "c"])
+    graph = agent(engine).graph(checkpointer=InMemorySaver())
+    config: Any = {"configurable": {"thread_id": "1"}}
+    await graph.ainvoke({"task": "first"}, config)
+    out = await graph.ainvoke({"messages": [("user", "second")]}, config)
+    assert out["answer"] == "b"
+    await graph.ainvoke({"task": "third"}, config)
+    assert [m.content for m in engine.requests[1].messages] == ["first", "a", "second"]
+    assert [m.content for m in engine.requests[2].messages] == ["first", "a", "second", "b", "third"]
+
+
+async def test_a_task_given_again_after_an_error_is_one_turn() -> None:
+    graph = agent([EngineUnavailable("gone"), "a"]).graph(checkpointer=InMemorySaver())
+    config: Any = {"configurable": {"thread_id": "1"}}
+    with pytest.raises(EngineUnavailable):
+        await graph.ainvoke({"task": "first"}, config)
+    out = await graph.ainvoke({"task": "first"}, config)
+    assert [m.content for m in out["messages"]] == ["first", "a"]
+
+
+async def test_calls_of_an_earlier_run_of_the_thread_keep_their_ids_to_themselves() -> None:
+    first = Message("assistant", None, (ToolCall("", "add", '{"a": 1, "b": 1}'),))
+    broken = Message("assistant", None, (ToolCall("", "add", '{"a": 1}'),))
+    small: Any = ReplayEngine([first, "2", broken, broken], profiles=["sums"])
+    large: Any = ReplayEngine(["big"])
+    policy = RoutingPolicy({"sums": ("add",)})
+    one = Agent([add], engine=small, large=large, journal=Journal(":memory:"), policy=policy)
+    graph = one.graph(checkpointer=InMemorySaver())
+    config: Any = {"configurable": {"thread_id": "1"}}
+    await graph.ainvoke({"messages": [("user", "first")]}, config)
+    await graph.ainvoke({"messages": [("user", "second")]}, config)
+    # What is kept from the large engine is the broken call of this run, not the good one of the run before.
+    shown = large.requests[0].messages
+    assert [m.role for m in shown] == ["user", "assistant", "tool", "assistant", "user"]
+    assert shown[1].tool_calls[0].id == shown[2].tool_call_id
 
 
 async def test_a_message_after_a_stopped_run_begins_a_new_one() -> None:
