@@ -189,7 +189,7 @@ def _key(pending: Pending) -> str:
     assert pending.message is not None
     try:
         arguments = json.dumps(json.loads(pending.call.arguments), sort_keys=True)
-    except ValueError:
+    except (ValueError, RecursionError):
         arguments = pending.call.arguments
     return json.dumps([pending.call.name, arguments, pending.message.content])
 

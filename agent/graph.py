@@ -156,7 +156,7 @@ def _messages(state: State) -> tuple[Message, ...]:
 
 
 def _said(state: State) -> dict[str, Any]:
-    """A task as the user's turn in the conversation, and the task cleared, or a thread would do it again at each call."""
+    """A task as the turn of the user that it is, and cleared, or a thread would do it again at each call."""
     return {"messages": [HumanMessage(state["task"])], "task": ""} if state.get("task") else {}
 
 

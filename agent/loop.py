@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from ..errors import BadInput, LimitExceeded, NotFound
 from ..models.chat import ChatRequest, Message, Reply, Sampling, ToolCall, Usage
 from ..models.engines.constrain import holdable
+from ..tools.schema import too_deep
 from .engines import EngineRoom
 from .events import Pending, RunState, start_event, stop_event
 from .journal import Journal, Recorder
@@ -178,7 +179,7 @@ async def _ask(rt: Runtime, state: RunState, route: Route) -> Attempt:
     else:
         outcome = Outcome("empty", "the answer was empty")
     # A chat template, and vLLM, read arguments as JSON: a broken text would make every later request fail.
-    safe = tuple(c if _is_object(c.arguments) else replace(c, arguments="{}") for c in calls)
+    safe = tuple(c if _object(c.arguments) is not None else replace(c, arguments="{}") for c in calls)
     content = reply.message.content if reply.message.tool_calls or not calls else None
     message = Message("assistant", content, safe)
     tokens = _tokens(reply.usage, messages, specs, reply.message)
@@ -351,18 +352,20 @@ async def _in_time(budget: Budget, work: Awaitable[T]) -> T:
         raise budget.time_is_up() from None
 
 
-def _is_object(text: str) -> bool:
+def _object(text: str) -> dict[str, Any] | None:
+    """The JSON object of a text; None where it is none, or so deep that walking through it would fail."""
     try:
-        return isinstance(json.loads(text), dict)
+        found = json.loads(text)
     except (ValueError, RecursionError):
-        return False
+        return None
+    return found if isinstance(found, dict) and not too_deep(found) else None
 
 
 def _arguments(text: str) -> dict[str, Any] | str:
     """A call's arguments; their text where that is no object, or has half of a character, which no file takes."""
-    if not _is_object(text):
+    found = _object(text)
+    if found is None:
         return text
-    found: dict[str, Any] = json.loads(text)
     try:
         json.dumps(found, ensure_ascii=False).encode()
     except UnicodeEncodeError:

@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from ..models.price import Money
 
 Where = Literal["small", "large"]
+FIELDS = {
+    "model": ("route", "model", "text", "calls", "usage", "receipt"),
+    "tool": ("tool", "call_id", "arguments", "result", "ok"),
+}
+"""What a step of each kind has of its own."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +75,13 @@ class Step:
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready fields, those of the step's kind only."""
-        names = ("route", "model", "text", "calls", "usage", "receipt")
-        if self.kind == "tool":
-            names = ("tool", "call_id", "arguments", "result", "ok")  # type: ignore[assignment]
-        data = asdict(self)
-        if data["calls"]:
-            data["calls"] = list(data["calls"])
-        return {name: data[name] for name in ("index", "kind", "seconds", "error", *names)}
+        data = {name: getattr(self, name) for name in ("index", "kind", "seconds", "error", *FIELDS[self.kind])}
+        # Arguments are JSON already, and however deep a model made them: `asdict` would walk through them.
+        for name in {"route", "usage", "receipt"} & data.keys():
+            data[name] = None if data[name] is None else asdict(data[name])
+        if self.kind == "model":
+            data["calls"] = [asdict(call) for call in self.calls]
+        return data
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Step:

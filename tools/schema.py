@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 from ..errors import BadInput
 
 LONGEST_ARGUMENTS = 1_000_000  # characters of JSON text
+DEEPEST_ARGUMENTS = 100
+"""Lists and objects inside one another. Far more than a call needs, far less than what makes Python's recursion end."""
 LONGEST_ECHO = 60
 WANTED = {
     "string": "text",
@@ -106,6 +108,8 @@ class Arguments:
             raise BadInput("arguments hold half of a Unicode character", where=tool) from None
         except (TypeError, ValueError) as error:
             raise BadInput(f"arguments are not JSON: {error}", where=tool) from None
+        if too_deep(given):
+            raise BadInput("arguments are nested too deeply", where=tool)
         try:
             return self._adapter.validate_json(text)
         except ValidationError as error:
@@ -297,6 +301,17 @@ def _parsed(tool: str, arguments: str | Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BadInput(f"arguments must be a JSON object, not {_echo(value)}", where=tool)
     return value
+
+
+def too_deep(value: Any, most: int = DEEPEST_ARGUMENTS) -> bool:
+    """Whether lists and objects of a JSON value stand inside one another more than `most` deep."""
+    level = [value]
+    for _ in range(most):
+        parts = [one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)]
+        level = [inner for part in parts for inner in part]
+        if not level:
+            return False
+    return any(isinstance(one, dict | list) for one in level)
 
 
 def _no_constant(name: str) -> None:

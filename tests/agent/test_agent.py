@@ -1,6 +1,7 @@
 """One run under control: every answer of the model is given, everything else is real."""
 
 import asyncio
+import json
 import threading
 import time
 from decimal import Decimal
@@ -108,6 +109,21 @@ async def test_a_call_left_in_the_text_is_an_invalid_call_not_an_answer() -> Non
     assert result.answer == "3"
     assert result.steps[1].tool == "add"
     assert not result.steps[1].ok
+
+
+@pytest.mark.parametrize("depth", [90, 150, 900, 20_000])
+async def test_arguments_however_deep_do_not_end_a_run(depth: int) -> None:
+    @tool
+    def look(data: dict[str, Any]) -> str:
+        """Look at it."""
+        return "seen"
+
+    text = f'{{"data": {{"a": {"[" * depth}{"]" * depth}}}}}'
+    result = await agent([calls(("look", text)), "done"], tools=[look]).arun("go")
+    assert result.answer == "done"
+    assert result.steps[1].ok is (depth < 100)
+    assert result.steps[0].calls[0].arguments == text
+    assert json.loads(json.dumps(result.to_json()))["steps"][1]["call_id"] == "call_0"
 
 
 async def test_valid_calls_beside_an_invalid_one_run() -> None:

@@ -235,6 +235,7 @@ def test_each_wrong_argument_gives_one_clear_line(change: dict[str, Any], line: 
         ('{"value": "a", "value": "b"}', "an argument is given twice"),
         ('{"value": "\\ud800"}', "half of a Unicode character"),
         ("[" * 100_000, "nested too deeply"),
+        ('{"value": ' + "[" * 150 + "]" * 150 + "}", "nested too deeply"),
         ('{"value": ' + "9" * 5000 + "}", "arguments are not JSON"),
         ('{"value": "' + "x" * 1_000_001 + '"}', "longer than"),
         ('{"value": "a"} trailing', "Extra data"),
