@@ -208,6 +208,7 @@ class Agent:
         if resume is None:
             if task is None or not task.strip():
                 raise BadInput("there is no task", fix="Say in words what is to be done")
+            loop.check_text(task)
             return None
         run = journal.state(resume)
         if task is not None and task != run.task:

@@ -24,6 +24,7 @@ from typing import Any
 
 from ..errors import BadInput, NotFound, TrimtabError
 from ..home import home
+from ..models.chat import whole
 from .events import RunState, apply, replay
 from .limits import Budget
 from .steps import Step
@@ -139,7 +140,7 @@ class Journal:
             raise NotFound(
                 f"no run {run_id!r} in this journal", where=str(self.path), fix="`trimtab runs list` shows them"
             )
-        return [json.loads(row[0]) for row in rows]
+        return [_event(row[0]) for row in rows]
 
     def state(self, run_id: str) -> RunState:
         """Where a run stands. Raises as `events`."""
@@ -232,6 +233,14 @@ class Journal:
             raise TrimtabError(
                 f"the journal cannot be used ({error}), so nothing was done", where=str(self.path), fix=_remedy(error)
             ) from error
+
+
+def _event(text: str) -> dict[str, Any]:
+    """An event as it was written. Halves of characters, which older versions let in, could not be shown to anyone."""
+    event: dict[str, Any] = json.loads(text)
+    if "\\ud" in text:
+        event = json.loads(whole(json.dumps(event, ensure_ascii=False)))
+    return event
 
 
 def _remedy(error: Exception) -> str:

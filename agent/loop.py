@@ -50,9 +50,27 @@ class Runtime:
 
 
 async def begin(rt: Runtime, task: str, messages: Sequence[Message]) -> str:
-    """Write a new run to the journal and return its id. `messages` is the conversation, the task its last message."""
+    """Write a new run to the journal and return its id. `messages` is the conversation, the task its last message.
+
+    Raises:
+        BadInput: half of a Unicode character in the task or in a message: no file and no engine takes it.
+    """
+    for text in (task, rt.instructions, *(message.content for message in messages)):
+        check_text(text or "")
     first = () if rt.instructions is None else (Message("system", rt.instructions),)
     return await rt.journal().begin(start_event(task, (*first, *messages), rt.about))
+
+
+def check_text(text: str) -> None:
+    """Raises BadInput for half of a Unicode character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BadInput(
+            f"a text holds half of a Unicode character at place {error.start + 1}",
+            where="task",
+            fix="Give it in UTF-8",
+        ) from None
 
 
 async def go_on(rt: Runtime, state: RunState) -> RunState:
@@ -169,6 +187,8 @@ async def _ask(rt: Runtime, state: RunState, route: Route) -> Attempt:
     began = time.monotonic()
     reply = await engine.chat(ChatRequest(messages, specs, route.profile, rt.sampling, held))
     seconds = time.monotonic() - began
+    # Whatever the engine is, no text of it may keep the journal, or the next request, from being written.
+    reply = replace(reply, message=Message.from_openai(reply.message.to_openai()))
     calls = _own_ids(_written_calls(reply.message), state)
     errors = tuple(_error(call, tools) for call in calls)
     wrong = [f"{call.name}: {error}" for call, error in zip(calls, errors, strict=True) if error is not None]

@@ -2,11 +2,39 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Role = Literal["system", "user", "assistant", "tool"]
+
+
+def whole(text: str) -> str:
+    """Text that can be written anywhere: two halves of a character are joined, a lone one becomes U+FFFD."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def whole_json(text: str) -> str:
+    """JSON text likewise, but halves become the escapes that JSON has for them: a tool is to refuse them, not to act on
+    another text."""
+    joined: str = json.loads(json.dumps(text))
+    return joined.encode(errors="backslashreplace").decode()
+
+
+def text_of(content: Any) -> str | None:
+    """A message's content as text: of a list of parts the texts, of anything else its JSON."""
+    if content is None or isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        return json.dumps(content, ensure_ascii=False)
+    parts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
+    return "".join(part for part in parts if isinstance(part, str))
+
+
+def arguments_of(value: Any) -> str:
+    """A call's arguments as JSON text; some servers send the object itself."""
+    return value if isinstance(value, str) else "" if value is None else json.dumps(value, ensure_ascii=False)
 
 
 @dataclass(frozen=True)
@@ -41,12 +69,22 @@ class Message:
 
     @classmethod
     def from_openai(cls, data: Mapping[str, Any]) -> Message:
-        """The reverse of `to_openai`. Missing fields become None or empty."""
+        """The reverse of `to_openai`. Missing fields become None or empty, halves of characters are mended."""
         calls = tuple(
-            ToolCall(str(c.get("id") or ""), str(c["function"]["name"]), str(c["function"].get("arguments") or ""))
+            ToolCall(
+                whole(str(c.get("id") or "")),
+                whole(str(c["function"]["name"] or "")),
+                whole_json(arguments_of(c["function"].get("arguments"))),
+            )
             for c in data.get("tool_calls") or ()
         )
-        return cls(data["role"], data.get("content"), calls, data.get("tool_call_id"))
+        content, answers = text_of(data.get("content")), data.get("tool_call_id")
+        return cls(
+            data["role"],
+            None if content is None else whole(content),
+            calls,
+            None if answers is None else whole(str(answers)),
+        )
 
 
 @dataclass(frozen=True)

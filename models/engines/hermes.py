@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..chat import Message, ToolCall
+from ..chat import Message, ToolCall, whole, whole_json
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 _CALLS = re.compile(r"<tool_call>(.*?)</tool_call>|<tool_call>(.*)", re.DOTALL)
@@ -29,7 +29,7 @@ def parse(text: str) -> tuple[str | None, list[tuple[str, str]]]:
             name = call["name"]
             if not isinstance(name, str):
                 return text, []
-            calls.append((name, json.dumps(call["arguments"], ensure_ascii=False)))
+            calls.append((whole(name), whole_json(json.dumps(call["arguments"], ensure_ascii=False))))
     except (ValueError, KeyError, TypeError, IndexError, RecursionError):
         return text, []
     before = text[: text.index(OPEN)]

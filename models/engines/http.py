@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
-import json
 import os
 import random
+import re
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 from urllib.parse import quote, urlsplit
 from weakref import WeakKeyDictionary
 
@@ -16,7 +17,7 @@ import httpx
 
 from ...errors import BadInput, EngineError, EngineUnavailable, NotFound
 from ...steering.asking import LIMITS
-from ..chat import ChatRequest, Delta, Reply, Sampling
+from ..chat import ChatRequest, Delta, Reply, Sampling, whole
 from . import wire
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 30.0
@@ -96,10 +97,10 @@ class HttpEngine:
             text = await self._read(response)
         finally:
             await response.aclose()
-        try:
-            data = json.loads(text)
-        except ValueError:
-            raise EngineError("the answer is not JSON", where=self.root) from None
+        data = self._json(text, "the answer")
+        error = wire.error_within(data, text, where=self.root, secret=self._key)
+        if error is not None:
+            raise error
         return wire.parse_reply(
             data, seconds=time.perf_counter() - start, request=request, trimtab=self.trimtab, where=self.root
         )
@@ -114,8 +115,9 @@ class HttpEngine:
             async for chunk in self._events(response):
                 try:
                     text = parts.add(chunk)
-                except (KeyError, TypeError, ValueError, AttributeError) as error:
-                    raise EngineError(f"a piece of the stream is malformed ({error!r})", where=self.root) from None
+                except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+                    said = f"a piece of the stream is malformed ({error!r:.200})"
+                    raise EngineError(said, where=self.root) from None
                 if text:
                     yield Delta(text)
         finally:
@@ -180,7 +182,8 @@ class HttpEngine:
         if request.sampling is None and request.profile is not None:
             # Which version a name stands for is the server's to say.
             answer = await self.get(f"/v1/trimtab/profiles/{quote(request.profile, safe='')}")
-            sampling = wire.decoding_of(answer.json() if answer.status_code == 200 else None)
+            known = answer.status_code == 200
+            sampling = wire.decoding_of(self._json(answer.text, "the profile's description") if known else None)
         return wire.request_body(request, sampling, model=self._model, trimtab=self.trimtab, stream=stream)
 
     def _client(self) -> httpx.AsyncClient:
@@ -240,24 +243,38 @@ class HttpEngine:
     async def _events(self, response: httpx.Response) -> AsyncIterator[wire.Json]:
         """The JSON objects of a server-sent event stream."""
         try:
-            async for line in response.aiter_lines():
+            async for line in _lines(response):
                 if not line.startswith("data:"):
                     continue
                 data = line[5:].strip()
                 if data == "[DONE]":
                     return
-                try:
-                    chunk = json.loads(data)
-                except ValueError:
-                    raise EngineError("a piece of the stream is not JSON", where=self.root) from None
+                chunk = self._json(data, "a piece of the stream")
                 if not isinstance(chunk, dict):
                     raise EngineError("a piece of the stream is not a JSON object", where=self.root)
-                if chunk.get("error"):
-                    code = chunk["error"].get("code") if isinstance(chunk["error"], dict) else None
-                    raise wire.error_of(code if isinstance(code, int) else 500, data, where=self.root, secret=self._key)
+                error = wire.error_within(chunk, data, where=self.root, secret=self._key)
+                if error is not None:
+                    raise error
                 yield chunk
         except httpx.HTTPError as error:
             raise EngineUnavailable(f"the answer broke off ({_reason(error)})", where=self.root) from None
+
+    def _json(self, text: str, what: str) -> Any:
+        try:
+            return wire.read_json(text)
+        except ValueError:
+            raise EngineError(f"{what} is not JSON", where=self.root) from None
+
+
+async def _lines(response: httpx.Response) -> AsyncIterator[str]:
+    """The lines of a server-sent event stream. `aiter_lines` would also break them at U+2028 and the like, which JSON
+    leaves as they are."""
+    rest = ""
+    async for text in response.aiter_text():
+        *lines, rest = re.split(r"\r\n|\n|\r", rest + text)
+        for line in lines:
+            yield line
+    yield rest
 
 
 async def served_models(engine: HttpEngine) -> list[str] | None:
@@ -271,7 +288,9 @@ async def served_models(engine: HttpEngine) -> list[str] | None:
     if response.status_code in (401, 403):
         raise wire.error_of(response.status_code, response.text, where=engine.root)
     try:
-        return [str(entry["id"]) for entry in response.json()["data"]] if response.status_code == 200 else None
+        if response.status_code != 200:
+            return None
+        return [whole(str(entry["id"])) for entry in wire.read_json(response.text)["data"]]
     except (ValueError, KeyError, TypeError):
         return None
 

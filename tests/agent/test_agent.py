@@ -302,6 +302,39 @@ async def test_own_ids_are_free_ones() -> None:
     assert [results[one] for one in ids] == [f'{{"sum": {n}}}' for n in range(4)]
 
 
+HALF = "\ud83d"
+
+
+async def test_half_a_character_of_an_engine_poisons_no_run() -> None:
+    sent = [ToolCall(f"a{HALF}", "add", '{"a": 1, "b": 2}'), ToolCall("b", f"add{HALF}", "{}")]
+    sent.append(ToolCall("c", "say", f'{{"text": "{HALF}"}}'))
+    said: Any = []
+
+    @tool(changes=True)
+    def say(text: str) -> str:
+        """Say it."""
+        said.append(text)
+        return text
+
+    script: Any = [Message("assistant", f"hi {HALF}", tuple(sent)), call("say", text="x"), f"done {HALF} \U0001f600"]
+    engine: Any = ReplayEngine(script)
+    one = agent(engine, tools=[add, say])
+    result = await one.arun("go")
+    assert result.answer == "done \ufffd \U0001f600"
+    assert sorted(bool(step.ok) for step in result.steps if step.kind == "tool") == [False, False, True, True]
+    assert said == ["x"]  # a tool does not act on a text that nobody wrote
+    json.dumps([result.to_json(), [m.to_openai() for m in engine.requests[-1].messages]], ensure_ascii=False).encode()
+
+
+async def test_half_a_character_in_a_task_is_refused() -> None:
+    one = agent(["x"])
+    with pytest.raises(BadInput, match="half of a Unicode character at place 4"):
+        await one.arun(f"caf{HALF}")
+    with pytest.raises(BadInput, match="half of a Unicode character"):
+        await one.graph().ainvoke({"task": HALF})
+    assert one.journal.runs() == []
+
+
 # --- limits ---
 
 

@@ -1,4 +1,5 @@
 import asyncio
+import json
 import sqlite3
 import subprocess
 import sys
@@ -33,6 +34,17 @@ def test_runs_are_listed_newest_first_and_only_the_owner_reads_the_file(tmp_path
     assert journal.path.stat().st_mode & 0o077 == 0
     again = Journal(journal.path)
     assert agent(again).result(results[0].run_id) == results[0]
+
+
+def test_a_run_with_half_a_character_is_listed_and_shown(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journal.db")
+    run_id = agent(journal).run("x").run_id
+    step = {**journal.events(run_id)[-1], "message": {"role": "assistant", "content": "done \ud83d"}}
+    step["step"] = {**step["step"], "text": "done \ud83d"}
+    old = asyncio.run(journal.begin({"kind": "start", "task": "x", "messages": [], "about": {}}))
+    asyncio.run(journal.append(old, 1, step))
+    assert [line.answer for line in journal.runs() if line.run_id == old] == ["done \ufffd"]
+    json.dumps(agent(journal).result(old).to_json(), ensure_ascii=False).encode()
 
 
 def test_nothing_written_can_be_changed(tmp_path: Path) -> None:

@@ -253,6 +253,49 @@ async def test_a_slow_server_is_given_up(script: Script) -> None:
     assert len(script.bodies) == 1
 
 
+async def test_odd_types_are_read_as_what_they_mean(script: Script) -> None:
+    engine = HttpEngine(script.url, "base")
+    parts = [{"type": "text", "text": "h"}, {"type": "image"}, {"type": "text", "text": "i \ud83d"}]
+    script.say(200, completion({"content": parts}))
+    script.say(200, {**completion({"content": 5}), "usage": {"prompt_tokens": "12", "completion_tokens": -1}})
+    odd = {"prompt_tokens": True, "completion_tokens": 3, "prompt_tokens_details": [1]}
+    script.say(200, {**completion({"content": {"a": 1}}), "usage": odd})
+    calls = [{"id": 3, "function": {"name": "f", "arguments": given}} for given in ({"x": 1}, None, '{"x": 1}')]
+    script.say(200, completion({"content": None, "tool_calls": calls}))
+    replies = [await engine.chat(ASK) for _ in range(4)]
+    assert [r.message.content for r in replies] == ["hi \ufffd", "5", '{"a": 1}', None]
+    assert [r.usage for r in replies[1:3]] == [Usage(), Usage(None, 3)]
+    assert [c.arguments for c in replies[3].message.tool_calls] == ['{"x": 1}', "", '{"x": 1}']
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        ({"message": "quota exceeded", "code": 429}, EngineUnavailable, "HTTP 429: quota exceeded"),
+        ({"message": "quota exceeded"}, EngineUnavailable, "quota exceeded"),
+        ({"message": "too long \ud83d", "code": 400}, EngineRefused, "too long \ufffd"),
+        ("no such thing", EngineUnavailable, "no such thing"),
+    ],
+)
+async def test_an_error_in_the_place_of_an_answer(script: Script, error: Any, kind: Any, words: str) -> None:
+    script.say(200, {"error": error})
+    with pytest.raises(kind, match=words):
+        await HttpEngine(script.url, "base").chat(ASK)
+
+
+async def test_no_nesting_ends_in_a_traceback(script: Script) -> None:
+    engine = HttpEngine(script.url, "base", retries=0)
+    script.say(200, b"[" * 200_000)
+    script.say(500, b"[" * 200_000)
+    for kind in (EngineError, EngineUnavailable):
+        with pytest.raises(kind):
+            await engine.chat(ASK)
+    script.acts.clear()
+    script.say(200, b"data: " + b"[" * 200_000 + b"\n\n")
+    with pytest.raises(EngineError, match="not JSON"):
+        await whole(engine, ASK)
+
+
 @pytest.mark.parametrize("data", [b"hello", b"[]", b"{}", {"choices": []}, {"choices": [{"message": 3}]}])
 async def test_an_answer_of_another_kind_is_an_error(script: Script, data: Any) -> None:
     script.say(200, data)
@@ -288,6 +331,40 @@ async def test_a_stream_is_put_together(script: Script) -> None:
     assert reply.message == Message("assistant", "Let me see.", calls)
     assert (reply.finish_reason, reply.usage) == ("tool_calls", Usage(9, 4))
     assert script.bodies[0]["stream"] is True
+
+
+async def test_only_line_ends_end_the_lines_of_a_stream(script: Script) -> None:
+    odd = "a\u2028b\u2029c\x85d\x0be"
+    lines = [{"choices": [{"delta": {"content": odd}}]}, {"choices": [{"delta": {}, "finish_reason": "stop"}]}]
+    for end in (b"\n", b"\r\n", b"\r"):
+        script.say(200, b"".join(b"data: " + json.dumps(one, ensure_ascii=False).encode() + 2 * end for one in lines))
+    engine = HttpEngine(script.url, "base")
+    for _ in range(3):
+        assert (await whole(engine, ASK))[-1].reply.message.content == odd  # type: ignore[union-attr]
+
+
+async def test_a_character_cut_in_two_by_chunks_is_whole(script: Script) -> None:
+    halves = ["a\ud83d", "\ude00b", "\ud83d"]
+    script.events(*(chunk(content=half) for half in halves), chunk("stop"))
+    *pieces, last = await whole(HttpEngine(script.url, "base"), ASK)
+    assert [one.text for one in pieces] == ["a", "\U0001f600b"]
+    assert last.reply is not None
+    assert last.reply.message.content == "a\U0001f600b\ufffd"
+
+
+async def test_parallel_calls_that_all_have_the_same_index(script: Script) -> None:
+    def part(index: int, id: str | None, name: str | None, arguments: Any) -> dict[str, Any]:
+        return chunk(tool_calls=[{"index": index, "id": id, "function": {"name": name, "arguments": arguments}}])
+
+    parts = [part(0, "a", "f", ""), part(0, None, None, '{"x": 1}'), part(0, "b", "f", {"x": 2})]
+    # vLLM once gave each piece of one call an id of its own.
+    parts += [part(1, "c", "f", ""), part(1, "d", None, '{"x": 3}')]
+    script.events(*parts, chunk("tool_calls"))
+    reply = (await whole(HttpEngine(script.url, "base"), ASK))[-1].reply
+    assert reply is not None
+    assert [(c.id, c.arguments) for c in reply.message.tool_calls] == [
+        ("a", '{"x": 1}'), ("b", '{"x": 2}'), ("c", '{"x": 3}'),
+    ]  # fmt: skip
 
 
 async def test_a_stream_that_breaks_off_is_no_answer(script: Script) -> None:
