@@ -194,6 +194,8 @@ async def _ask(rt: Runtime, state: RunState, route: Route) -> Attempt:
     wrong = [f"{call.name}: {error}" for call, error in zip(calls, errors, strict=True) if error is not None]
     if wrong:
         outcome = Outcome("invalid", f"invalid call ({'; '.join(wrong)})")
+    elif not calls and reply.finish_reason in ("length", "content_filter"):
+        outcome = Outcome("cut", _cut(reply))
     elif calls or (reply.message.content or "").strip():
         outcome = Outcome("good")
     else:
@@ -216,6 +218,7 @@ async def _record_attempt(rec: Recorder, attempt: Attempt, route: Route, accepte
         model=attempt.model,
         text=attempt.reply.message.content,
         calls=attempt.calls,
+        finish_reason=attempt.reply.finish_reason,
         usage=attempt.reply.usage,
         receipt=attempt.reply.receipt,
     )
@@ -250,6 +253,18 @@ def _own_ids(calls: tuple[ToolCall, ...], state: RunState) -> tuple[ToolCall, ..
         taken.add(free)
         out.append(replace(call, id=free))
     return tuple(out)
+
+
+def _cut(reply: Reply) -> str:
+    """What is to be said of an answer that did not come to its end."""
+    if reply.finish_reason == "content_filter":
+        return "the answer was cut off by the engine's content filter"
+    count = reply.usage.completion_tokens
+    after = "" if count is None else f" after {count} tokens"
+    return (
+        f"the answer was cut off{after}: Sampling(max_tokens=...), or max_tokens in the profile's decoding, "
+        "allows more, as far as the model's context goes"
+    )
 
 
 def _error(call: ToolCall, tools: Mapping[str, Tool]) -> str | None:

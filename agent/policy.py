@@ -46,9 +46,10 @@ class Situation:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a route: a usable reply, one with invalid calls, or an empty one; `detail` says what is wrong."""
+    """What came of a route: a usable reply, or one that is empty, was cut off or has invalid calls; `detail` says
+    what is wrong."""
 
-    kind: Literal["good", "invalid", "empty"]
+    kind: Literal["good", "invalid", "empty", "cut"]
     detail: str = ""
 
 
@@ -56,7 +57,7 @@ class Outcome:
 class Halt:
     """A run must stop here."""
 
-    kind: Literal["loop", "invalid", "empty"]
+    kind: Literal["loop", "invalid", "empty", "cut"]
     reason: str
 
 
@@ -79,8 +80,8 @@ class RoutingPolicy:
     3. a classifier names the family of the request; only that family's tools are offered, and tools of no family;
     4. what fits no family, or is not surely of one, goes to the large engine, else to the base model.
 
-    A step goes to the large engine after an invalid call that one repair did not mend, after a loop, and after an empty
-    answer.
+    A step goes to the large engine after an invalid call that one repair did not mend, after a loop, and after an
+    answer that is empty or was cut off.
 
     Attributes:
         families: the tools of each family; a family's profile has its name. A tool may serve several.
@@ -118,8 +119,8 @@ class RoutingPolicy:
             return Halt(outcome.kind, f"{trouble}; {no_large}")
 
         outcome = yield large(s, trouble)
-        if outcome.kind == "empty":
-            return Halt("empty", f"{outcome.detail} (from the large engine too)")
+        if outcome.kind in ("empty", "cut"):
+            return Halt(outcome.kind, f"{outcome.detail} (from the large engine too)")
         return None
 
     def choose(self, s: Situation) -> Route:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 Where = Literal["small", "large"]
 FIELDS = {
-    "model": ("route", "model", "text", "calls", "usage", "receipt"),
+    "model": ("route", "model", "text", "calls", "finish_reason", "usage", "receipt"),
     "tool": ("tool", "call_id", "arguments", "result", "ok"),
 }
 """What a step of each kind has of its own."""
@@ -52,7 +52,8 @@ class Step:
         index: place in the trajectory, from 0.
         seconds: wall time.
         error: for a model step, why its reply was not taken as it is; for a tool step, the error the model was shown.
-        route, model, text, calls, usage, receipt: of a model step; `model` is the base model's id.
+        route, model, text, calls, finish_reason, usage, receipt: of a model step; `model` is the base model's id,
+            `finish_reason` the engine's word for why it ended.
         tool, call_id, arguments, result, ok: of a tool step; `arguments` is text where it was not a JSON object,
             `result` is the JSON text the model was shown.
     """
@@ -65,6 +66,7 @@ class Step:
     model: str | None = None
     text: str | None = None
     calls: tuple[ToolCall, ...] = ()
+    finish_reason: str | None = None
     usage: Usage | None = None
     receipt: Receipt | None = None
     tool: str | None = None
@@ -105,7 +107,7 @@ class Stop:
         value, limit: for a limit, what was used and what was allowed.
     """
 
-    kind: Literal["steps", "tokens", "seconds", "tool_calls", "loop", "invalid", "empty", "other"]
+    kind: Literal["steps", "tokens", "seconds", "tool_calls", "loop", "invalid", "empty", "cut", "other"]
     reason: str
     value: float | None = None
     limit: float | None = None
@@ -143,7 +145,7 @@ class Result:
 
         Raises:
             LimitExceeded: a limit was reached.
-            EngineError: the models could not do it: invalid calls, a loop, an empty answer.
+            EngineError: the models could not do it: invalid calls, a loop, an empty answer or half of one.
         """
         if self.stopped is not None:
             raise self.stopped.error()

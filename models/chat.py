@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Role = Literal["system", "user", "assistant", "tool"]
+LONGEST_ANSWER = 256
+"""Generated tokens of an answer where nobody says another number: small models that ramble on are stopped."""
 
 
 def whole(text: str) -> str:
@@ -89,13 +91,23 @@ class Message:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn. Greedy by default; `max_tokens` counts generated tokens."""
+    """How tokens are drawn. Greedy by default.
+
+    Attributes:
+        max_tokens: generated tokens at most. None is `LONGEST_ANSWER` on Trimtab's own engines; to anybody else's
+            server nothing is said, and its own limit holds.
+    """
 
     temperature: float = 0.0
     top_p: float = 1.0
-    max_tokens: int = 256
+    max_tokens: int | None = None
     seed: int | None = None
     logprobs: bool = False
+
+    @property
+    def longest(self) -> int:
+        """Generated tokens at most on an engine of Trimtab's own."""
+        return LONGEST_ANSWER if self.max_tokens is None else self.max_tokens
 
 
 @dataclass(frozen=True)

@@ -140,7 +140,7 @@ class LocalEngine:
         profile = self._profile(request.profile)
         sampling = request.sampling or _defaults(profile)
         prompt = self.prompt_ids(request)
-        room = (self.card.context or len(prompt) + sampling.max_tokens) - len(prompt)
+        room = (self.card.context or len(prompt) + sampling.longest) - len(prompt)
         if room <= 0:
             raise EngineRefused(
                 f"the prompt has {len(prompt)} tokens, the model's context is {self.card.context}",
@@ -155,7 +155,7 @@ class LocalEngine:
                 from ...steering.hooks import steered
 
                 run = stack.enter_context(steered(self._model, profile, len(prompt), tokenizer=self._tokenizer))
-            drawn = self._draw(prompt, sampling, min(room, sampling.max_tokens), cancel, text)
+            drawn = self._draw(prompt, sampling, min(room, sampling.longest), cancel, text)
         text.finish()
         content, calls = hermes.parse(text.text) if request.tools else (text.text or None, [])
         message = Message(

@@ -25,8 +25,9 @@ def request_body(request: ChatRequest, sampling: Sampling, *, model: str, trimta
         # Always said: servers have defaults of their own.
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
-        "max_tokens": sampling.max_tokens,
     }
+    if trimtab or sampling.max_tokens is not None:
+        body["max_tokens"] = sampling.longest
     if request.tools:  # an empty list is refused by vLLM
         body["tools"] = list(request.tools)
         body["tool_choice"] = "auto"

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from trimtab.agent import Agent, Journal, Limits, RoutingPolicy
+from trimtab.agent.steps import Step
 from trimtab.agent.testing import ReplayEngine, call, calls
 from trimtab.errors import BadInput, EngineRefused, EngineUnavailable, LimitExceeded, NotFound, TrimtabError
 from trimtab.models.chat import Message, Reply, ToolCall, Usage
@@ -175,6 +176,20 @@ async def test_an_empty_answer_goes_to_the_large_engine() -> None:
 async def test_two_empty_answers_stop() -> None:
     result = await agent(ReplayEngine([""], profiles=["sums"]), large=ReplayEngine([""])).arun("what is it?")
     assert result.stopped.kind == "empty"
+
+
+@pytest.mark.parametrize("reason", ["length", "content_filter"])
+async def test_half_an_answer_goes_to_the_large_engine_else_it_stops(reason: str) -> None:
+    half = Reply(Message("assistant", "The refund is 1"), reason, Usage(5, 3), 0.1)
+    result = await agent(ReplayEngine([half], profiles=["sums"]), large=ReplayEngine(["120"])).arun("refund?")
+    assert (result.answer, kinds(result)) == ("120", ["small", "large"])
+    assert [step.finish_reason for step in result.steps] == [reason, "stop"]
+    alone = await agent([half]).arun("refund?")
+    assert (alone.answer, alone.stopped.kind, alone.steps[0].text) == ("", "cut", "The refund is 1")
+    assert ("after 3 tokens: Sampling(max_tokens=...)" in alone.stopped.reason) is (reason == "length")
+    both = agent(ReplayEngine([half], profiles=["sums"]), large=ReplayEngine([half]))
+    assert (await both.arun("refund?")).stopped.kind == "cut"
+    assert Step.from_json({k: v for k, v in alone.steps[0].to_json().items() if k != "finish_reason"}).text
 
 
 async def test_a_loop_goes_to_the_large_engine_once_and_then_stops() -> None:

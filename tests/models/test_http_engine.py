@@ -166,6 +166,14 @@ async def test_greedy_is_said_and_no_tools_are_left_out(script: Script) -> None:
     assert not {"tools", "tool_choice", "seed", "logprobs"} & set(script.bodies[0])
 
 
+async def test_only_trimtabs_own_servers_are_told_how_long_an_answer_may_be(script: Script) -> None:
+    script.say(200, completion())
+    await HttpEngine(script.url, "base").chat(ASK)
+    await HttpEngine(script.url, "base").chat(ChatRequest(ASK.messages, sampling=Sampling(max_tokens=9)))
+    await HttpEngine(script.url, "base", trimtab=True).chat(ASK)
+    assert [body.get("max_tokens") for body in script.bodies] == [None, 9, 256]
+
+
 async def test_tool_calls_decide_not_the_finish_reason(script: Script) -> None:
     call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
     script.say(200, completion({"role": "assistant", "content": None, "tool_calls": [call]}, finish="stop"))
