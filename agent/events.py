@@ -1,14 +1,17 @@
 """A run as the sum of its events. The journal stores the events; everything else about a run is worked out from them.
 
     start        the task, the conversation so far, what the agent was made of
-    model        one model call: its step, the message, and what is wrong with each of its tool calls
+    ask          a model is about to be asked: the route, and the model's id
+    model        it answered: its step, the message, and what is wrong with each of its tool calls
+    unanswered   it was asked, and nobody knows what it did: a step of which no tokens are known
+    refused      it was asked and refused, so it did nothing
     call         a tool is about to act
     result       it acted, or could not: its step and the message for the model
     interrupted  a call that was started by a process which died before the result
     resume       a process goes on with the run
     stop         why there is no answer; the run may still be continued
 
-A model event whose message has no calls carries the answer and ends the run.
+A model event whose message has no calls carries the answer and ends the run. Older journals have no `ask`.
 
 Each says what the run had spent by then. Events are JSON dictionaries. `replay(events)` is pure, so a run that was
 killed anywhere is continued from exactly where its last written event left it.
@@ -55,6 +58,7 @@ class RunState:
         about: what the agent was made of: profile, engine, large, tools and the like.
         messages: the conversation as the next model call sees it.
         given: how many of them were there before the run.
+        asked: a model call, as its step, whose answer is not there yet.
         pending: calls waiting for results.
         invalid_by: whose invalid call the next model step repairs, or None.
         loop: the call that was repeated `LOOP` times with the same result, or None.
@@ -67,6 +71,7 @@ class RunState:
     messages: tuple[Message, ...]
     given: int
     steps: tuple[Step, ...] = ()
+    asked: Step | None = None
     pending: tuple[Pending, ...] = ()
     invalid_by: Where | None = None
     invalid_ids: frozenset[str] = frozenset()
@@ -108,9 +113,21 @@ def apply(state: RunState, event: Json) -> RunState:
     return _APPLY[event["kind"]](state, event)
 
 
+def _ask(state: RunState, event: Json) -> RunState:
+    return replace(state, asked=Step.from_json(event["asked"]))
+
+
+def _unanswered(state: RunState, event: Json) -> RunState:
+    return replace(state, asked=None, steps=(*state.steps, Step.from_json(event["step"])))
+
+
+def _refused(state: RunState, event: Json) -> RunState:
+    return replace(state, asked=None)
+
+
 def _model(state: RunState, event: Json) -> RunState:
     step = Step.from_json(event["step"])
-    state = replace(state, steps=(*state.steps, step))
+    state = replace(state, asked=None, steps=(*state.steps, step))
     assert step.route is not None
     if state.loop is not None and step.route.engine == "large":
         state = replace(state, loop=None, loop_escalated=True)
@@ -171,6 +188,9 @@ def _resume(state: RunState, event: Json) -> RunState:
 
 _APPLY = {
     "resume": _resume,
+    "ask": _ask,
+    "unanswered": _unanswered,
+    "refused": _refused,
     "model": _model,
     "call": _call,
     "result": _result,

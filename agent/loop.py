@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from ..errors import BadInput, LimitExceeded, NotFound
+from ..errors import BadInput, EngineRefused, LimitExceeded, NotFound, TrimtabError
 from ..models.chat import ChatRequest, Message, Reply, Sampling, ToolCall, Usage
 from ..models.engines.constrain import holdable
 from ..tools.schema import too_deep
@@ -23,12 +23,14 @@ from .policy import Flow, Halt, Outcome, Policy, Situation
 from .steps import Event, Result, Route, Step, Stop, total_usage
 
 if TYPE_CHECKING:
+    from ..models.engine import Engine
     from ..models.price import Money, Prices
     from ..tools import Tool
 
 T = TypeVar("T")
 Emit = Callable[[Event], None]
 INTERRUPTED = "interrupted, outcome unknown"
+UNANSWERED = "the process that asked ended"
 BROKEN_CALL = "<tool_call>"
 _NAME = re.compile(r'"name"\s*:\s*"([^"\\]{1,200})"')
 
@@ -128,8 +130,10 @@ async def _bounded(rt: Runtime, run_id: str, emit: Emit, work: Work) -> RunState
 
 
 async def _ask_until_taken(rt: Runtime, rec: Recorder, emit: Emit) -> None:
-    state, budget = rec.state, rec.budget
-    room = rt.room()
+    budget, room = rec.budget, rt.room()
+    # Nobody else acts on this run now: a process that asked before this one is gone, and with it the answer.
+    await _unanswered(rec, None, 0.0, emit)
+    state = rec.state
     # Whoever pins a profile needs no list of them: the engine itself refuses an unknown one.
     profiles = (
         frozenset[str]() if rt.profile is not None else await _in_time(budget, room.profiles(fresh=not state.steps))
@@ -148,12 +152,32 @@ async def _ask_until_taken(rt: Runtime, rec: Recorder, emit: Emit) -> None:
     route, halt = _advance(flow, None)
     while route is not None:
         budget.check(steps=1)
-        attempt = await _in_time(budget, _ask(rt, state, route))
+        engine = await _in_time(budget, room.get(route.engine))
+        asked = Step(index=0, kind="model", seconds=0.0, route=route, model=engine.model)
+        await rec.add({"kind": "ask", "asked": asked.to_json()})
+        began = time.monotonic()
+        try:
+            attempt = await _in_time(budget, _ask(rt, state, route, engine))
+        except TrimtabError as error:
+            await _unanswered(rec, error, time.monotonic() - began, emit)
+            raise
         budget.charge(steps=1, tokens=attempt.tokens)
         taken_route, (route, halt) = route, _advance(flow, attempt.outcome)
         await _record_attempt(rec, attempt, taken_route, route is None and halt is None, emit)
     if halt is not None:
         await rec.add(stop_event(Stop(halt.kind, halt.reason)))
+
+
+async def _unanswered(rec: Recorder, error: TrimtabError | None, seconds: float, emit: Emit) -> None:
+    """Write down that a model was asked in vain. What it generated, and is to be paid for, is not known."""
+    if rec.state.asked is None:
+        return
+    if isinstance(error, EngineRefused | NotFound | BadInput):
+        await rec.add({"kind": "refused"})
+        return
+    said = f"there was no answer ({UNANSWERED if error is None else error.what})"
+    step = replace(rec.state.asked, seconds=seconds, error=said)
+    await _add(rec, {"kind": "unanswered", "step": step.to_json()}, emit)
 
 
 def _advance(flow: Flow, outcome: Outcome | None) -> tuple[Route | None, Halt | None]:
@@ -177,8 +201,7 @@ class Attempt:
     seconds: float
 
 
-async def _ask(rt: Runtime, state: RunState, route: Route) -> Attempt:
-    engine = await rt.room().get(route.engine)
+async def _ask(rt: Runtime, state: RunState, route: Route, engine: Engine) -> Attempt:
     tools = {name: tool for name, tool in rt.tools.items() if name in route.tools}
     messages = state.clean() if route.engine == "large" else state.messages
     specs = tuple(tool.spec() for tool in tools.values())
@@ -409,14 +432,15 @@ def _arguments(text: str) -> dict[str, Any] | str:
 
 
 def result(rt: Runtime, state: RunState) -> Result:
-    """What a run came to."""
+    """What a run came to. While a model is asked, what it uses is not known yet."""
+    steps = state.steps if state.asked is None else (*state.steps, state.asked)
     return Result(
         run_id=state.run_id,
         task=state.task,
         answer=state.answer,
         steps=state.steps,
-        usage=total_usage(state.steps),
-        cost=_cost(state.steps, rt.prices()),
+        usage=total_usage(steps),
+        cost=_cost(steps, rt.prices()),
         receipts=tuple(step.receipt for step in state.steps if step.receipt is not None),
         stopped=state.stopped,
     )
@@ -430,7 +454,9 @@ def _cost(steps: Sequence[Step], prices: Prices) -> Money | None:
     total = Money(Decimal(0))
     for step in steps:
         if step.kind == "model":
-            money = cost(step.usage or Usage(), step.seconds, step.model or "", prices)
+            if step.usage is None:  # no answer came, and how long the engine went on is not known either
+                return None
+            money = cost(step.usage, step.seconds, step.model or "", prices)
             if money is None:
                 return None
             total += money

@@ -51,7 +51,8 @@ class Step:
     Attributes:
         index: place in the trajectory, from 0.
         seconds: wall time.
-        error: for a model step, why its reply was not taken as it is; for a tool step, the error the model was shown.
+        error: for a model step, why its reply was not taken as it is, or that there was none; for a tool step, the
+            error the model was shown.
         route, model, text, calls, finish_reason, usage, receipt: of a model step; `model` is the base model's id,
             `finish_reason` the engine's word for why it ended.
         tool, call_id, arguments, result, ok: of a tool step; `arguments` is text where it was not a JSON object,

@@ -478,6 +478,37 @@ async def test_cost_and_usage_add_up_and_unknown_stays_unknown() -> None:
     assert unknown.cost is None
 
 
+async def test_a_call_without_an_answer_is_of_unknown_cost_and_a_refused_one_of_none() -> None:
+    prices = {"replay": Price(input=Decimal("0.01"), output=Decimal("0.1"))}
+
+    async def script(request: Any) -> Any:
+        if len(request.messages) > 1:
+            await asyncio.sleep(60)
+        return call("add", a=1, b=1)
+
+    late = agent(ReplayEngine(script, usage=Usage(10, 2, 0)), prices=prices, limits=Limits(seconds=0.3))
+    result = await late.arun("go")
+    assert result.stopped.kind == "seconds"
+    assert (result.usage, result.cost) == (Usage(), None)
+    assert "no answer" in result.steps[-1].error
+    assert late.result(result.run_id) == result
+    for error, usage in ((EngineUnavailable("gone"), Usage()), (EngineRefused("too long"), Usage(10, 2, 0))):
+        one = agent(ReplayEngine([call("add", a=1, b=1), error], usage=Usage(10, 2, 0)), prices=prices)
+        with pytest.raises(type(error)):
+            await one.arun("go")
+        so_far = one.result(one.journal.runs()[0].run_id)
+        assert (so_far.usage, so_far.cost is None) == (usage, usage == Usage())
+
+
+async def test_an_answer_that_cannot_be_routed_is_asked_for_nowhere() -> None:
+    """An engine that does not open was not asked: nothing is unknown."""
+    broken: Any = Agent([add], engine="transformers", model="no-such-model", large=None, journal=Journal(":memory:"))
+    with pytest.raises(NotFound):
+        await broken.graph().ainvoke({"task": "go"})
+    so_far = broken.result(broken.journal.runs()[0].run_id)
+    assert (so_far.usage, so_far.cost.usd) == (Usage(0, 0, 0), 0)
+
+
 # --- the ways to run ---
 
 

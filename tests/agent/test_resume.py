@@ -13,6 +13,7 @@ import pytest
 from trimtab.agent import Agent, Journal, RoutingPolicy
 from trimtab.agent.testing import ReplayEngine, call
 from trimtab.errors import BadInput, TrimtabError
+from trimtab.models.chat import Usage
 from trimtab.tools import tool
 
 CHILD = """
@@ -110,7 +111,10 @@ def test_killed_between_a_tool_call_and_the_next_model_call(tmp_path: Path) -> N
     assert result.answer == "done"
     assert acts(tmp_path) == ["quick"]
     assert [m.content for m in engine.requests[0].messages] == ["go", None, '"quick"']
-    assert [step.tool or "model" for step in result.steps] == ["model", "quick", "model"]
+    # The second model call was made, and its answer died with the process: what it used is not known.
+    assert [step.tool or "model" for step in result.steps] == ["model", "quick", "model", "model"]
+    assert "no answer" in (result.steps[2].error or "")
+    assert (result.usage, result.cost) == (Usage(), None)
 
 
 def test_killed_during_a_tool_call_which_may_be_repeated(tmp_path: Path) -> None:
