@@ -17,9 +17,15 @@ LAST_WORDS = 1.0  # seconds a cancelled async tool gets to clean up
 
 
 async def run(
-    function: Callable[..., Any], values: Mapping[str, Any], finish: Callable[[Any], T], *, name: str, timeout: float
+    function: Callable[..., Any],
+    values: Mapping[str, Any],
+    finish: Callable[[Any], T],
+    *,
+    name: str,
+    timeout: float,
+    changes: bool = False,
 ) -> T:
-    """`finish(function(**values))` within `timeout` seconds of wall time.
+    """`finish(function(**values))` within `timeout` seconds of wall time; `changes` says whether it changes something.
 
     Raises:
         ToolFailure: it took longer, or tried to end the process.
@@ -37,7 +43,9 @@ async def run(
             task.cancel()
             # Wait a moment for its clean-up, but no longer: it may swallow the cancellation.
             await asyncio.wait({task}, timeout=LAST_WORDS)
-            raise ToolFailure(f"{name} took longer than {timeout:g} seconds and was stopped")
+            # A thread goes on, and what was cancelled may have been half done.
+            end = ": nobody knows whether it happened, or will" if changes else " and was stopped"
+            raise ToolFailure(f"{name} took longer than {timeout:g} seconds{end}")
     except asyncio.CancelledError:
         task.cancel()
         raise
@@ -55,9 +63,13 @@ def _is_async(function: Callable[..., Any]) -> bool:
 async def _guarded(function: Callable[..., Any], values: Mapping[str, Any], finish: Callable[[Any], T]) -> T:
     try:
         return finish(await function(**values))
-    except (Exception, asyncio.CancelledError, KeyboardInterrupt):
+    except (Exception, asyncio.CancelledError):
         raise
-    except BaseException as error:  # SystemExit would otherwise end the event loop
+    except BaseException as error:
+        # Ctrl-C reaches the main thread alone. Anywhere else the tool itself raised, and would end the event loop, on
+        # which others wait.
+        if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+            raise
         raise ToolFailure(f"the tool raised {type(error).__name__}") from None
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, overload
 
-from ..errors import BadInput
+from ..errors import BadInput, ToolFailure
 from .result import encode, failure
 from .schema import Arguments, arguments_of, arguments_of_schema, description_of, name_of
 
@@ -114,12 +114,21 @@ class Tool:
             return ToolResult(content, False, text, time.perf_counter() - started, False)
         try:
             content, truncated = await run(
-                self.function, values, lambda value: encode(value, self.limit), name=self.name, timeout=self.timeout
+                self.function, values, self._encoded, name=self.name, timeout=self.timeout, changes=self.changes
             )
         except Exception as error:  # whatever a tool raises is for the model to read
             content, text = failure(error)
             return ToolResult(content, False, text, time.perf_counter() - started, False)
         return ToolResult(content, True, None, time.perf_counter() - started, truncated)
+
+    def _encoded(self, value: Any) -> tuple[str, bool]:
+        try:
+            return encode(value, self.limit)
+        except ToolFailure as error:
+            if not self.changes:
+                raise
+            # A plain error would be read as "it did not happen", and the call made again.
+            raise ToolFailure(f"{self.name} was done, do not repeat it; but {error.what}") from None
 
 
 @overload

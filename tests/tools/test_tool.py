@@ -437,6 +437,53 @@ async def test_a_tool_that_hangs_is_given_up() -> None:
     release.set()
 
 
+async def test_of_a_change_that_hangs_nobody_knows_whether_it_happened() -> None:
+    release = threading.Event()
+
+    @tool(changes=True, timeout=0.1)
+    def pay() -> None:
+        """Pay."""
+        release.wait(30)
+
+    @tool(destructive=True, timeout=0.1)
+    async def wipe() -> None:
+        """Wipe."""
+        await asyncio.sleep(30)
+
+    for result in (await pay.call({}), await wipe.call({})):
+        assert "took longer than 0.1 seconds: nobody knows whether it happened" in result.content
+        assert "stopped" not in result.content
+    release.set()
+
+
+async def test_a_change_whose_result_cannot_be_shown_was_done() -> None:
+    @tool(changes=True)
+    def order() -> object:
+        """Order."""
+        return object()
+
+    result = await order.call({})
+    assert not result.ok
+    assert "order was done, do not repeat it; but the result is not JSON" in result.content
+
+
+def test_a_tool_that_raises_ctrl_c_ends_neither_loop_nor_process() -> None:
+    code = """
+from trimtab.tools import tool
+from trimtab.agent import Agent, Journal, RoutingPolicy
+from trimtab.agent.testing import ReplayEngine, call
+@tool
+async def bad() -> str:
+    "Be bad."
+    raise KeyboardInterrupt
+agent = Agent([bad], engine=ReplayEngine([call("bad"), "done"]), journal=Journal(":memory:"), policy=RoutingPolicy())
+result = agent.run("go")
+print(result.answer, result.steps[1].error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "done the tool raised KeyboardInterrupt\n", done.stderr
+
+
 async def test_cancelling_the_caller_cancels_the_tool() -> None:
     events: list[str] = []
 
