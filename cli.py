@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from . import __version__
-from .errors import TrimtabError
+from .errors import TrimtabError, printable
 
 if TYPE_CHECKING:
     from .models.card import ModelCard
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         if getattr(args, "json", False):
             print(json.dumps({"error": error.as_dict()}, ensure_ascii=False))
-        print(f"trimtab: {error}", file=sys.stderr)
+        print(f"trimtab: {printable(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("trimtab: stopped", file=sys.stderr)

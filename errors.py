@@ -13,10 +13,16 @@
     ├── FailedRun                   a training run that comes to nothing; another seed may do better (HTTP 422)
     └── ToolFailure                 a tool that could not do what was asked; the model reads the text (HTTP 422)
 
-The command line prints `what`, `where` and `fix` and exits with `exit_code`; HTTP answers with `status`.
+The command line prints `what`, `where` and `fix`, as `printable` leaves them, and exits with `exit_code`; HTTP answers
+with `status`.
 """
 
 from __future__ import annotations
+
+
+def printable(text: str) -> str:
+    """Text for a terminal: what a model, a tool or a server wrote must not be able to steer it."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "·" for c in text)
 
 
 class TrimtabError(Exception):

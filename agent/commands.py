@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..arguments import positive
-from ..errors import BadInput
+from ..errors import BadInput, printable
 
 if TYPE_CHECKING:
     from .agent import Agent
-    from .steps import Result
+    from .events import RunState
+    from .steps import Result, Stop
+
+LIMITS = {"steps": "max_steps", "tokens": "max_tokens", "tool_calls": "max_tool_calls", "seconds": "max_seconds"}
+"""The option for each limit of a run."""
 
 
 def add_commands(subparsers: Any) -> None:
@@ -37,6 +42,7 @@ def add_commands(subparsers: Any) -> None:
     run.add_argument("--resume", metavar="ID", help="go on with a run that was cut off or stopped")
     run.add_argument("--max-steps", type=int, metavar="N", help="model calls and tool calls together (default: 40)")
     run.add_argument("--max-tokens", type=int, metavar="N", help="tokens over all model calls (default: 200000)")
+    run.add_argument("--max-tool-calls", type=int, metavar="N", help="calls that a tool really runs (default: 30)")
     run.add_argument("--max-seconds", type=float, metavar="S", help="wall time (default: 600)")
     run.add_argument(
         "--prices", type=Path, metavar="FILE", help="prices in litellm's key format, added to the packaged ones"
@@ -71,15 +77,30 @@ def run_task(args: argparse.Namespace) -> int:
 
     if args.task is None and args.resume is None:
         raise BadInput("there is no task", fix='Say what is to be done: trimtab run "what is 6 times 7"')
-    result = call(_follow(_agent(args), args.task, args.resume, quiet=args.json))
+    agent = _agent(args)
+    result = call(_follow(agent, args.task, args.resume, quiet=args.json))
     if args.json:
         print(json.dumps(result.to_json(), ensure_ascii=False, indent=2))
     if result.stopped is None:
         return 0
     error = result.stopped.error()
-    fix = f"`trimtab run --resume {result.run_id}` goes on with it"
-    print(f"trimtab: {error.what}. {fix}", file=sys.stderr)
+    way_on = _way_on(result, result.stopped, agent.journal.state(result.run_id))
+    print(f"trimtab: {printable(error.what)}. {way_on}", file=sys.stderr)
     return error.exit_code
+
+
+def _way_on(result: Result, stop: Stop, state: RunState) -> str:
+    """What helps a run that stopped. Going on as before would mostly end in the same place."""
+    again = f"trimtab run --resume {result.run_id}"
+    if stop.kind in LIMITS:
+        enough = math.ceil(2 * max(stop.limit or 0, stop.value or 0, 1))
+        return f"`{again} --{LIMITS[stop.kind].replace('_', '-')} {enough}` goes on with it"
+    if state.about.get("profile") is not None:
+        return "Without --profile, other profiles and a larger model may be tried"
+    engines = [step.route.engine for step in result.steps if step.route is not None]
+    if state.loop_escalated or engines[-1:] == ["large"]:
+        return "Say the task in other words, or name another model with --large and --large-model"
+    return f"`{again} --large ENGINE` lets a larger model try: vllm, transformers or a URL"
 
 
 async def _follow(agent: Agent, task: str | None, resume: str | None, *, quiet: bool) -> Result:
@@ -141,7 +162,7 @@ def _agent(args: argparse.Namespace) -> Agent:
     place = expanded(args.home or was.get("home") or home() / "workspace", "--home").absolute()
     tools = builtin_tools(place)
     names = args.tools.split(",") if args.tools else was.get("tools")
-    given = {"steps": args.max_steps, "tokens": args.max_tokens, "seconds": args.max_seconds}
+    given = {kind: getattr(args, option) for kind, option in LIMITS.items()}
     return Agent(
         tools=tools if names is None else tools.only(name.strip() for name in names),
         profile=args.profile or was.get("profile"),
@@ -152,7 +173,7 @@ def _agent(args: argparse.Namespace) -> Agent:
         limits=Limits(**{name: value for name, value in given.items() if value is not None}),
         journal=journal,
         prices=load_prices(args.prices),
-        progress=lambda text: print(text, file=sys.stderr, flush=True),
+        progress=lambda text: print(printable(text), file=sys.stderr, flush=True),
         note={"home": str(place)},
     )
 
@@ -176,6 +197,8 @@ def list_runs(args: argparse.Namespace) -> int:
     from rich.table import Table
     from rich.text import Text
 
+    from .show import short
+
     table = Table(box=None, header_style="bold", pad_edge=False)
     for heading in ("run", "when", "status", "steps"):
         table.add_column(heading, no_wrap=True)
@@ -183,9 +206,7 @@ def list_runs(args: argparse.Namespace) -> int:
         table.add_column(heading)
     for line in lines:
         cells = (line.run_id, line.at[:16], line.status, str(line.steps))
-        texts = (
-            Text(" ".join(text[:60].split()), no_wrap=True, overflow="ellipsis") for text in (line.task, line.answer)
-        )
+        texts = (Text(short(text[:60]), no_wrap=True, overflow="ellipsis") for text in (line.task, line.answer))
         table.add_row(*cells, *texts)
     console = Console(highlight=False)
     # A run's id is there to be copied: the cut is for task and answer, and only where a screen is narrow.
@@ -214,7 +235,7 @@ def show_run(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.text import Text
 
-    Console(highlight=False).print(Text(result.task, style="bold"))
+    Console(highlight=False).print(Text(printable(result.task), style="bold"))
     for step in result.steps:
         show(step)
     show(result)

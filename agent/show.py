@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from ..errors import printable
 from ..models.chat import Receipt, Usage
 from .steps import Result, Step
 
@@ -25,39 +26,43 @@ def render_end(result: Result) -> RenderableType:
     cost = "cost unknown" if result.cost is None else str(result.cost)
     line = Text(f"{steps} · {_tokens(result.usage)} · {cost} · run {result.run_id}", style="dim")
     if result.stopped is not None:
-        return Group(Text(f"■ stopped: {result.stopped.reason}", style="bold red"), line)
+        return Group(Text(f"■ stopped: {short(result.stopped.reason)}", style="bold red"), line)
     if not result.answer:
         return Group(Text("■ not at its end: cut off, or still going on", style="bold yellow"), line)
-    return Group(Text.assemble(("■ ", "bold green"), (_short(result.answer), "bold")), line)
+    return Group(Text.assemble(("■ ", "bold green"), (short(result.answer), "bold")), line)
 
 
 def _model(step: Step) -> RenderableType:
     route = step.route
     lines: list[Text] = []
     if route is not None:
-        who = f"{route.profile or 'base'} on {step.model} ({route.engine})"
+        who = short(f"{route.profile or 'base'} on {step.model} ({route.engine})")
         sure = "" if route.confidence is None else f", p={route.confidence:.2f}"
         lines.append(
-            Text.assemble((f"{step.index:>2} ", "dim"), ("route  ", "cyan"), who, (f"  {route.reason}{sure}", "dim"))
+            Text.assemble(
+                (f"{step.index:>2} ", "dim"), ("route  ", "cyan"), who, (f"  {short(route.reason)}{sure}", "dim")
+            )
         )
     for call in step.calls:
-        lines.append(_line("call", f"{call.name} {_short(call.arguments)}", "yellow"))
+        lines.append(_line("call", f"{short(call.name)} {short(call.arguments)}", "yellow"))
     if not step.calls and step.text:
-        lines.append(_line("answer", _short(step.text), "green"))
+        lines.append(_line("answer", short(step.text), "green"))
     if step.error is not None:
-        lines.append(_line("not so", _short(step.error), "red"))
+        lines.append(_line("not so", short(step.error), "red"))
     facts = [_tokens(step.usage or Usage()), f"{step.seconds * 1000:.0f} ms", *_receipt(step.receipt)]
-    lines.append(_line("", " · ".join(facts), "dim"))
+    lines.append(_line("", short(" · ".join(facts)), "dim"))
     return Group(*lines)
 
 
 def _tool(step: Step) -> RenderableType:
     arguments = step.arguments if isinstance(step.arguments, str) else json.dumps(step.arguments, ensure_ascii=False)
-    head = Text.assemble((f"{step.index:>2} ", "dim"), ("tool   ", "magenta"), f"{step.tool} {_short(arguments)}")
+    head = Text.assemble(
+        (f"{step.index:>2} ", "dim"), ("tool   ", "magenta"), f"{short(step.tool or '')} {short(arguments)}"
+    )
     head.append(f"  {step.seconds * 1000:.0f} ms", "dim")
     if step.result is None:
-        return Group(head, _line("cut off", step.error or "", "red"))
-    return Group(head, _line("result", _short(step.result), "red" if step.error else "magenta"))
+        return Group(head, _line("cut off", short(step.error or ""), "red"))
+    return Group(head, _line("result", short(step.result), "red" if step.error else "magenta"))
 
 
 def _line(label: str, text: str, style: str) -> Text:
@@ -85,7 +90,7 @@ def _receipt(receipt: Receipt | None) -> list[str]:
     return parts
 
 
-def _short(text: str) -> str:
-    # What a model or a tool wrote must not be able to steer the terminal.
-    one_line = "".join(c if c.isprintable() else "·" for c in " ".join(text.split()))
+def short(text: str) -> str:
+    """Text of a model, a tool or a server as one line that a terminal can bear."""
+    one_line = printable(" ".join(text.split()))
     return one_line if len(one_line) <= LONGEST else f"{one_line[:LONGEST]}… ({len(one_line)} characters)"

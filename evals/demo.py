@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..arguments import need_place
-from ..errors import EngineError
+from ..errors import EngineError, printable
 from ..models.embedded import LARGE, SMALL
 from ..models.price import load_prices
 from . import report, swap
@@ -66,7 +66,7 @@ class Stage:
     def say(self, text: str, style: str = "") -> None:
         from rich.text import Text
 
-        self.console.print(Text(text, style=style))
+        self.console.print(Text(printable(text), style=style))
 
     def tell(self, who: str) -> Any:
         """A progress callback that says who reports and when."""
@@ -188,6 +188,7 @@ async def show_task(stage: Stage, task: Task, build: Any) -> bool:
 async def swap_profiles(stage: Stage, small: Engine) -> None:
     """One task under opposite activation profiles and a weight-space profile, on the same running server."""
     from rich.table import Table
+    from rich.text import Text
 
     before = process_of(small)
     task = find_suite("demo").tasks[0]
@@ -199,7 +200,7 @@ async def swap_profiles(stage: Stage, small: Engine) -> None:
         answer, receipt = await swap.answer_under(profile, small, task)
         swap.require_receipt(profile, kind, receipt)
         shown = textwrap.shorten(answer, 300, placeholder=" ...") if " " in answer else answer[:300]
-        table.add_row(profile, kind, shown, str(len(answer.split())), swap.receipt_line(receipt))
+        table.add_row(profile, kind, Text(printable(shown)), str(len(answer.split())), swap.receipt_line(receipt))
     stage.console.print(table)
     measured = await swap.measure(small)
     stage.say(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..arguments import need_place
-from ..errors import BadInput, Unknown
+from ..errors import BadInput, Unknown, printable
 from ..home import home
 from ..models.price import Prices, load_prices
 from . import report
@@ -64,7 +64,7 @@ async def evaluate(args: argparse.Namespace) -> int:
     else:
         print_table(f"Suite {suite.name}", summary)
         for line in summary.spending.assumptions:
-            print(f"- {line}")
+            print(printable(f"- {line}"))
         print(f"Records: {records}")
     return 0
 
@@ -111,7 +111,7 @@ async def compare_arms(args: argparse.Namespace) -> int:
         print_table(f"Suite {suite.name}", comparison.small, comparison.large)
         print(verdict(comparison))
         for line in notes(comparison):
-            print(f"- {line}")
+            print(printable(f"- {line}"))
         print(f"Records: {', '.join(map(str, files))}", flush=True)
     if args.report is not None:
         written = report.write_report(comparison, args.report)
@@ -151,7 +151,7 @@ async def open_sides(sides: Sequence[Side], *, quiet: bool = False) -> AsyncIter
 
     def tell(text: str) -> None:
         if not quiet:
-            print(f"  {text}", file=sys.stderr, flush=True)
+            print(f"  {printable(text)}", file=sys.stderr, flush=True)
 
     async with AsyncExitStack() as stack:
         opening: dict[tuple[str, str | None], asyncio.Task[Engine]] = {}

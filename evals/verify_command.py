@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..arguments import above_zero, need_png
+from ..errors import BadInput, printable
 from .options import count, need_url
 
 if TYPE_CHECKING:
@@ -51,7 +52,6 @@ def add_command(subparsers: Any) -> None:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from ..errors import BadInput
     from .signals import run_orderly
 
     if args.times is not None and args.every is None:
@@ -63,7 +63,6 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 async def _run(args: argparse.Namespace) -> int:
-    from ..errors import BadInput
     from ..home import write_atomic
     from ..models.card import find_model
     from ..models.engines import open_engine
@@ -125,8 +124,8 @@ async def _refuse(report: Report, client: Client) -> None:
 def _print(report: Report, as_json: bool) -> None:
     from .verify import table
 
-    print(json.dumps(report.to_json()) if as_json else table(report), flush=True)
+    print(json.dumps(report.to_json()) if as_json else printable(table(report)), flush=True)
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text), file=sys.stderr, flush=True)

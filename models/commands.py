@@ -6,6 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from ..errors import printable
 from ..steering.vllm.launch import DTYPES
 
 if TYPE_CHECKING:
@@ -128,12 +129,12 @@ def _doctor(args: argparse.Namespace) -> int:
     else:
         marks = {"ok": "ok    ", "warn": "warn  ", "broken": "BROKEN"}
         for finding in findings:
-            print(f"{marks[finding.status]}  {finding.name}: {finding.detail}")
+            print(printable(f"{marks[finding.status]}  {finding.name}: {finding.detail}"))
             if finding.fix and finding.status != "ok":
-                print(f"        -> {finding.fix}")
+                print(printable(f"        -> {finding.fix}"))
         print("everything needed is there" if not broken else f"{len(broken)} broken: see the arrows")
     return 1 if broken else 0
 
 
 def _say(text: str) -> None:
-    print(f"trimtab: {text}", file=sys.stderr, flush=True)
+    print(f"trimtab: {printable(text)}", file=sys.stderr, flush=True)

@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any
 
-from ..errors import BadInput
+from ..errors import BadInput, printable
 
 
 def add_commands(leaves: Any, store: Any) -> None:
@@ -43,7 +43,7 @@ def add_commands(leaves: Any, store: Any) -> None:
 
 
 def _say(args: argparse.Namespace, data: dict[str, Any], text: str) -> int:
-    print(json.dumps(data) if args.json else text)
+    print(json.dumps(data) if args.json else printable(text))
     return 0
 
 

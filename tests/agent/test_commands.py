@@ -20,6 +20,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         self.answers: list[Message] = []
         self.asked: list[dict[str, Any]] = []
+        self.fault = "no more answers"
         super().__init__(("127.0.0.1", 0), Handler)
 
     @property
@@ -39,7 +40,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.server.asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
         if not self.server.answers:
-            self._send(400, {"error": {"message": "no more answers"}})
+            self._send(400, {"error": {"message": self.server.fault}})
             return
         choice = {"index": 0, "message": self.server.answers.pop(0).to_openai(), "finish_reason": "stop"}
         self._send(200, {"choices": [choice], "usage": {"prompt_tokens": 10, "completion_tokens": 5}})
@@ -131,6 +132,45 @@ def test_a_limit_is_an_error_and_resume_goes_on_with_everything_as_it_was(
     assert main(["run", "--resume", document["run_id"], "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == resumed
     assert len(stub.asked) == 2
+
+
+def test_a_run_that_stopped_says_what_would_help(stub: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    def asked(*arguments: str) -> str:
+        assert main(["run", "count", "--engine", stub.url, "--tools", "calculate", *arguments]) != 0
+        return capsys.readouterr().err
+
+    stub.answers = [call("calculate", expression=f"{n} + 1") for n in range(9)]
+    said = asked("--max-tool-calls", "2")
+    assert "the limit of 2 tool calls is reached" in said
+    resume = said.split("`trimtab ")[1].split("`")[0].split()
+    assert resume[-2:] == ["--max-tool-calls", "4"]
+    assert main(resume) == 4
+    assert "--max-tool-calls 8` goes on" in capsys.readouterr().err
+
+    stub.answers = [call("calculate", expression="1 + 1")] * 9
+    said = asked()
+    assert "--large ENGINE` lets a larger model try" in said
+    run_id = said.split("--resume ")[1].split()[0]
+    stub.answers = [Message("assistant", "2")]
+    assert main(["run", "--resume", run_id, "--large", stub.url]) == 0
+    stub.answers = [Message("assistant", "")] * 2
+    assert "Say the task in other words" in asked("--large", stub.url)
+
+
+def test_nothing_that_a_server_writes_steers_the_terminal(stub: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    evil = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e"
+    stub.answers = [call(f"calculate{evil}", expression=evil), call(f"add{evil}"), Message("assistant", evil)]
+    assert main(["run", f"x {evil}", "--engine", stub.url]) == 3  # the second broken call ends it
+    assert main(["run", f"x {evil}", "--engine", stub.url]) == 0
+    assert main(["runs", "show"]) == 0
+    assert main(["runs", "list"]) == 0
+    stub.fault = evil
+    assert main(["run", "x", "--engine", stub.url]) == 3
+    told = capsys.readouterr()
+    for mark in ("\x1b", "\x07", "\x9b", "\u202e"):
+        assert mark not in told.out + told.err
+    assert "owned" in told.out
+    assert "owned" in told.err
 
 
 def test_an_engine_that_gives_up_leaves_a_run_to_resume(stub: Server, capsys: pytest.CaptureFixture[str]) -> None:
