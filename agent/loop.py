@@ -212,7 +212,8 @@ async def _ask(rt: Runtime, state: RunState, route: Route, engine: Engine) -> At
     seconds = time.monotonic() - began
     # Whatever the engine is, no text of it may keep the journal, or the next request, from being written.
     reply = replace(reply, message=Message.from_openai(reply.message.to_openai()))
-    calls = _own_ids(_written_calls(reply.message), state)
+    # Without tools a call's mark is text like any other.
+    calls = _own_ids(_written_calls(reply.message) if tools else reply.message.tool_calls, state)
     errors = tuple(_error(call, tools) for call in calls)
     wrong = [f"{call.name}: {error}" for call, error in zip(calls, errors, strict=True) if error is not None]
     if wrong:

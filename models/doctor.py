@@ -11,12 +11,15 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from ..errors import TrimtabError
+from ..errors import EngineError, TrimtabError
 from ..home import home
 from .card import ModelCard, embedded_models, find_model
 from .registry import RunningServer, running_servers
+
+if TYPE_CHECKING:
+    from .engines.http import HttpEngine
 
 Status = Literal["ok", "warn", "broken"]
 
@@ -297,7 +300,9 @@ def _server(server: RunningServer) -> Iterator[Finding]:
     try:
         dead = asyncio.run(_not_live(server))
     except TrimtabError as error:
-        yield Finding(name, "broken", f"does not answer ({error.what})", f"Stop pid {server.pid} and start it again")
+        yield Finding(
+            name, "broken", f"does not answer as it should ({error.what})", f"Stop pid {server.pid} and start it again"
+        )
         return
     live = [profile for profile, why in dead.items() if why is None]
     yield Finding(name, "ok", f"{server.model} (pid {server.pid}); live: {', '.join(live) or 'no profiles'}")
@@ -306,6 +311,26 @@ def _server(server: RunningServer) -> Iterator[Finding]:
             yield Finding(
                 f"profile {profile} at {server.url}", "broken", why, "Unload and load it again, or restart the server"
             )
+
+
+async def _listing(engine: HttpEngine) -> tuple[dict[str, bool], dict[str, Any]]:
+    """For each live profile of a server whether it must change answers; and why which profiles were refused at start.
+
+    Raises:
+        EngineError: the server says something else.
+    """
+    from .engines.wire import read_json
+
+    answer = await engine.get("/v1/trimtab/profiles")
+    said = f"HTTP {answer.status_code} and no list of profiles at /v1/trimtab/profiles"
+    if answer.status_code != 200:
+        raise EngineError(said)
+    try:
+        listing = read_json(answer.text)
+        changes = {str(p["name"]): bool(p["layers"] or p["adapter_sha256"]) for p in listing["profiles"]}
+        return changes, dict(listing.get("refused") or {})
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise EngineError(said) from None
 
 
 async def _not_live(server: RunningServer) -> dict[str, str | None]:
@@ -317,19 +342,17 @@ async def _not_live(server: RunningServer) -> dict[str, str | None]:
     sampling = Sampling(max_tokens=24, logprobs=True)
     out: dict[str, str | None] = {}
     try:
-        listing: Any = (await engine.get("/v1/trimtab/profiles")).json()
+        changes, refused = await _listing(engine)
         base = await engine.chat(ChatRequest((user(PINNED_PROMPT),), sampling=sampling))
-        for entry in listing["profiles"]:
-            name = str(entry["name"])
+        for name, must in changes.items():
             try:
                 reply = await engine.chat(ChatRequest((user(PINNED_PROMPT),), profile=name, sampling=sampling))
             except TrimtabError as error:
                 out[name] = str(error)
                 continue
             same = (reply.message, reply.logprobs) == (base.message, base.logprobs)
-            changes = entry["layers"] or entry["adapter_sha256"]
-            out[name] = "its answers equal the base model's to the last digit" if same and changes else None
-        for name, why in (listing.get("refused") or {}).items():
+            out[name] = "its answers equal the base model's to the last digit" if same and must else None
+        for name, why in refused.items():
             if "made for base model" not in str(why):  # another model's profile is no defect of this server
                 out.setdefault(str(name), f"refused at start: {why}")
     finally:

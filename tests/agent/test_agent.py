@@ -112,6 +112,11 @@ async def test_a_call_left_in_the_text_is_an_invalid_call_not_an_answer() -> Non
     assert not result.steps[1].ok
 
 
+async def test_without_tools_the_mark_of_a_call_is_text() -> None:
+    said = "Hermes models write <tool_call> before a call."
+    assert (await agent([said], tools=()).arun("explain Hermes")).answer == said
+
+
 @pytest.mark.parametrize("depth", [90, 150, 900, 20_000])
 async def test_arguments_however_deep_do_not_end_a_run(depth: int) -> None:
     @tool

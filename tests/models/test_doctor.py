@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from trimtab.models import doctor
@@ -49,6 +52,44 @@ def test_a_server_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.Monke
     (finding,) = doctor._servers()
     assert finding.status == "broken"
     assert str(os.getpid()) in str(finding.fix)
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (404, b'{"detail": "Not Found"}'),
+        (503, b'{"error": {"message": "busy"}}'),
+        (502, b"<html>bad gateway</html>"),
+        (200, b"<html>hello</html>"),
+        (200, b'{"profiles": [{"id": 1}]}'),
+        (200, b"[" * 200_000),
+    ],
+)
+def test_a_server_that_answers_something_else(
+    status: int, body: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_POST = do_GET
+
+        def log_message(self, *_: Any) -> None: ...
+
+    monkeypatch.setenv("TRIMTAB_HOME", str(tmp_path))
+    began = process_start(os.getpid())
+    assert began is not None
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        register(RunningServer("m", "0" * 64, url, os.getpid(), began, (), "/log"))
+        (finding,) = doctor._servers()
+        server.shutdown()
+    assert finding.status == "broken"
+    assert f"HTTP {status}" in finding.detail
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
