@@ -17,6 +17,8 @@ LONGEST_ARGUMENTS = 1_000_000  # characters of JSON text
 DEEPEST_ARGUMENTS = 100
 """Lists and objects inside one another. Far more than a call needs, far less than what makes Python's recursion end."""
 LONGEST_ECHO = 60
+UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
+"""What pydantic says of a name that nobody asked for: in a model, in a dataclass."""
 WANTED = {
     "string": "text",
     "integer": "a whole number",
@@ -63,10 +65,13 @@ class Arguments:
         shape = make("arguments", hints)
         shape.__pydantic_config__ = ConfigDict(extra="forbid", strict=True)
         self._adapter: TypeAdapter[dict[str, Any]] = TypeAdapter(shape)
+        self._extra, self._strict = _own_rules(self._adapter.core_schema)
         self._names = tuple(hints)
         self._none = tuple(p.name for p in parameters if not p.required and p.default is None)
-        made = _tidy(self._adapter.json_schema())
+        made = _tidy(self._adapter.json_schema(), closed=not self._extra)
         properties = made.get("properties", {})
+        for name in set(self._names) - set(properties):
+            raise BadInput(f"parameter '{name}' has an alias", fix="Name the parameter as the model is to write it.")
         for parameter in parameters:
             part = properties[parameter.name]
             if parameter.name in self._none:
@@ -82,6 +87,10 @@ class Arguments:
         }
         if "$defs" in made:
             self._schema["$defs"] = made["$defs"]
+        try:
+            json.dumps(self._schema, ensure_ascii=False, allow_nan=False).encode()
+        except ValueError as error:
+            raise BadInput(f"a default is not JSON: {error}", fix="Take None for what has no limit.") from None
 
     def schema(self) -> dict[str, Any]:
         """A fresh copy of the JSON schema."""
@@ -111,7 +120,10 @@ class Arguments:
         if too_deep(given):
             raise BadInput("arguments are nested too deeply", where=tool)
         try:
-            return self._adapter.validate_json(text)
+            # What goes for the arguments goes for the models inside them, unless one of them has rules of its own.
+            return self._adapter.validate_json(
+                text, strict=None if self._strict else True, extra=None if self._extra else "forbid"
+            )
         except ValidationError as error:
             raise BadInput(self._line(tool, error), where=tool) from None
 
@@ -119,11 +131,11 @@ class Arguments:
         problems = error.errors(include_url=False, include_context=False)
         first = problems[0]
         # Unknown and missing arguments say more about what went wrong than a type does.
-        for kind in ("extra_forbidden", "missing"):
+        for kind in (*UNKNOWN, "missing"):
             first = next((p for p in problems if p["type"] == kind and len(p["loc"]) == 1), first)
         where = ".".join(str(part) for part in first["loc"])[:LONGEST_ECHO]
         takes = f": {tool} takes {', '.join(self._names) or 'no arguments'}" if len(first["loc"]) == 1 else ""
-        if first["type"] == "extra_forbidden":
+        if first["type"] in UNKNOWN:
             return f"unknown argument '{where}'{takes}"
         if first["type"] == "missing":
             return f"missing argument '{where}'{takes}"
@@ -139,16 +151,17 @@ def arguments_of(function: Callable[..., Any]) -> Arguments:
     """The arguments of a function, from its type hints and its docstring.
 
     Raises:
-        BadInput: a parameter without type hint, positional-only, `*args` or `**kwargs`, or of a type that JSON
-            schema cannot describe.
+        BadInput: a parameter without type hint, with an alias, positional-only, `*args` or `**kwargs`, of a type that
+            JSON schema cannot describe, or with a default that JSON cannot hold.
     """
     name = getattr(function, "__name__", repr(function))
     where = f"tool '{name}'"
     try:
         hints = typing.get_type_hints(function, include_extras=True)
-    except (NameError, TypeError) as error:
+    except Exception as error:  # a hint in quotes is code, and may raise anything
+        said = str(error).split("\n")[0]
         raise BadInput(
-            f"type hints cannot be read: {error}", where=where, fix="Define the types at the top of a module."
+            f"type hints cannot be read: {said}", where=where, fix="Define the types at the top of a module."
         ) from None
     words = descriptions_of(inspect.getdoc(function))
     found = []
@@ -193,6 +206,8 @@ def _arguments(parameters: tuple[Parameter, ...], where: str) -> Arguments:
             return _cached(parameters, repr(parameters))
         except TypeError:  # an unhashable hint
             return Arguments(parameters)
+    except BadInput as error:
+        raise BadInput(error.what, where=where, fix=error.fix) from None
     except (PydanticSchemaGenerationError, PydanticUserError) as error:
         said = str(error).split("\n")[0]
         raise BadInput(
@@ -256,18 +271,44 @@ def _indent(line: str) -> int:
     return len(line) - len(line.lstrip())
 
 
-def _tidy(schema: Any) -> Any:
-    """Without pydantic's generated titles: they only cost tokens. A *property* named title is left alone."""
+def _own_rules(schema: Any) -> tuple[bool, bool]:
+    """Whether a pydantic model or dataclass within a core schema says itself what becomes of unknown fields, and how
+    strictly its values are read. Both can be said for a whole validation only, and would overrule it."""
+    extra = strict = False
+    todo = [schema]
+    while todo:
+        part = todo.pop()
+        if isinstance(part, list | tuple):
+            todo.extend(part)
+        elif isinstance(part, dict):
+            todo.extend(part.values())
+            of = part.get("cls") if part.get("type") in ("model", "dataclass") else None
+            said = getattr(of, "model_config", None) or getattr(of, "__pydantic_config__", None) or {}
+            extra, strict = extra or "extra" in said, strict or "strict" in said or part.get("strict") is False
+    return extra, strict
+
+
+def _tidy(schema: Any, *, closed: bool) -> Any:
+    """Without pydantic's generated titles: they only cost tokens. A *property* named title is left alone.
+
+    Args:
+        closed: objects take no other fields than theirs.
+    """
     if isinstance(schema, list):
-        return [_tidy(part) for part in schema]
+        return [_tidy(part, closed=closed) for part in schema]
     if not isinstance(schema, dict):
         return schema
-    out = {}
+    out: dict[str, Any] = {}
     for key, part in schema.items():
         if key == "title" and isinstance(part, str):
             continue
         named = key in ("properties", "$defs") and isinstance(part, dict)
-        out[key] = {name: _tidy(inner) for name, inner in part.items()} if named else _tidy(part)
+        if named:
+            out[key] = {name: _tidy(inner, closed=closed) for name, inner in part.items()}
+        else:
+            out[key] = _tidy(part, closed=closed)
+    if closed and out.get("type") == "object" and isinstance(out.get("properties"), dict):
+        out.setdefault("additionalProperties", False)
     return out
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import enum
 import json
+import math
+import re
 import subprocess
 import sys
 import threading
@@ -16,7 +18,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field, RootModel
 from trimtab.errors import BadInput, NotFound
 from trimtab.tools import Tool, ToolFailure, Toolset, tool
 
@@ -93,6 +95,7 @@ def test_the_schema_says_what_hints_and_docstring_say() -> None:
                         "type": "object",
                         "properties": {"city": {"type": "string"}, "floor": {"type": "integer", "default": 0}},
                         "required": ["city"],
+                        "additionalProperties": False,
                     }
                 },
             },
@@ -158,9 +161,37 @@ def unknown_type(x: "Nowhere") -> None:  # type: ignore[name-defined]  # noqa: F
     """Say."""
 
 
+def no_such_name(x: date.nope) -> None:  # type: ignore[name-defined]
+    """Say."""
+
+
+def no_expression(x: int) -> None:
+    """Say."""
+
+
+no_expression.__annotations__["x"] = "list["
+
+
+def other_name(x: Annotated[int, Field(alias="y")]) -> None:
+    """Say."""
+
+
+def endless(x: float = math.inf) -> None:
+    """Say."""
+
+
+def half(x: str = "\ud83d") -> None:
+    """Say."""
+
+
 @pytest.mark.parametrize(
     ("function", "says"),
     [
+        (no_such_name, "cannot be read"),
+        (no_expression, "cannot be read"),
+        (other_name, "'x' has an alias"),
+        (endless, "default is not JSON"),
+        (half, "default is not JSON"),
         (no_hint, "'x' has no type hint"),
         (star, "has no fixed name"),
         (stars, "has no fixed name"),
@@ -283,6 +314,50 @@ def test_no_object_makes_the_parser_crash(arguments: dict[str, Any]) -> None:
 def test_text_comes_through_as_it_was(text: str) -> None:
     assert echo.validate(json.dumps({"value": text})) == {"value": text}
     assert echo.validate({"value": text}) == {"value": text}
+
+
+class Extra(BaseModel):
+    number: int = 1
+
+
+class Order(BaseModel):
+    item: str
+    extra: Extra | None = None
+
+
+class Open(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=False)
+    number: int = 1
+
+
+class Root(RootModel[list[Extra]]):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "says"),
+    [
+        (Order, '{"item": "x", "size": 5}', "unknown argument 'it.size'"),
+        (Order, '{"item": "x", "extra": {"number": 1, "size": 5}}', "unknown argument 'it.extra.size'"),
+        (Order, '{"item": "x", "extra": {"number": "1"}}', 'must be a valid integer, not "1"'),
+        (Root, '[{"size": 1}]', "unknown argument 'it.0.size'"),
+        (Order, '{"item": "x", "extra": {"number": 1}}', None),
+        (Open, '{"number": "2", "size": 1}', None),
+    ],
+)
+def test_models_are_as_strict_as_arguments_unless_they_say_otherwise(kind: Any, value: str, says: str | None) -> None:
+    def place(it: Any) -> None:
+        """Place it."""
+
+    place.__annotations__["it"] = kind
+    made = tool(place)
+    closed = [part.get("additionalProperties") for part in made.parameters["$defs"].values() if "properties" in part]
+    assert closed == [kind is Open] * len(closed)
+    if says is None:
+        assert isinstance(made.validate(f'{{"it": {value}}}')["it"], kind)
+    else:
+        with pytest.raises(BadInput, match=re.escape(says)):
+            made.validate(f'{{"it": {value}}}')
 
 
 def test_a_constraint_is_told_in_words() -> None:
