@@ -63,16 +63,14 @@ class HttpEngine:
         timeout: float = 300.0,
         retries: int = 3,
     ) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise BadInput(f"{url!r} is not an http(s) URL", fix="Write it as http://HOST:PORT or https://HOST/v1")
+        host = _host(url)
         self.root = url.rstrip("/").removesuffix("/v1")
         self.trimtab = trimtab
         self.retries = retries
         self._model = model
         self._key = key
         self._timeout = httpx.Timeout(timeout, connect=min(timeout, 10.0))
-        self._local = parts.hostname in LOCAL
+        self._local = host in LOCAL
         # A connection pool belongs to one event loop; `Agent.run` may bring a new loop at every call.
         self._clients: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = WeakKeyDictionary()
         self._closed = False
@@ -264,6 +262,17 @@ class HttpEngine:
             return wire.read_json(text)
         except ValueError:
             raise EngineError(f"{what} is not JSON", where=self.root) from None
+
+
+def _host(url: str) -> str:
+    """The host of an http(s) URL. Raises BadInput for anything else, and for what httpx would not send to."""
+    try:
+        parts = urlsplit(url)
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and httpx.URL(url).host:
+            return parts.hostname
+    except (httpx.InvalidURL, ValueError):  # `port` raises one, too
+        pass
+    raise BadInput(f"{url!r} is not an http(s) URL", fix="Write it as http://HOST:PORT or https://HOST/v1")
 
 
 async def _lines(response: httpx.Response) -> AsyncIterator[str]:

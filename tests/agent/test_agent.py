@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import subprocess
+import sys
 import threading
 import time
 from decimal import Decimal
@@ -532,6 +534,24 @@ def test_run_works_without_and_within_a_running_loop() -> None:
         return await asyncio.to_thread(one.run, "y")
 
     assert asyncio.run(inside()).answer == "b"
+
+
+def test_a_forked_child_runs_agents_of_its_own() -> None:
+    code = """
+import os
+from trimtab.agent import Agent, Journal
+from trimtab.agent.testing import ReplayEngine
+def run(said):
+    agent = Agent(engine=ReplayEngine([said]), journal=Journal(":memory:"))
+    print(agent.run("go").answer, flush=True)
+run("parent")
+if os.fork() == 0:
+    run("child")
+    os._exit(0)
+os.wait()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["parent", "child"], done.stderr
 
 
 async def test_an_agent_is_a_tool_of_another_and_shares_its_budget() -> None:

@@ -474,7 +474,20 @@ async def test_a_foreign_server_takes_no_profile(script: Script) -> None:
     assert await engine.profiles() == []
 
 
-@pytest.mark.parametrize("url", ["ftp://x", "localhost:80", "http://", ""])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ftp://x",
+        "localhost:80",
+        "http://",
+        "",
+        "http://[::1",
+        "http://a:99999/v1",
+        "http://a:b",
+        "http://a\n",
+        "http://a:0",
+    ],
+)
 def test_what_is_no_url(url: str) -> None:
     with pytest.raises(BadInput, match="not an http"):
         HttpEngine(url, "m")
