@@ -16,13 +16,13 @@ import torch
 from torch import nn
 
 from ..errors import BadInput
-from .adapter import read_adapter
 from .bank import Bank, terms_needed
 from .intervention import Gate, Intervention, Variants, variants
 from .kernel import added, passes
 from .profile import Profile
 from .scope import ALL, Place, TextState
 from .texts import Answers
+from .wearing import wear
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
@@ -282,24 +282,12 @@ def adapted(model: nn.Module, directory: Path | None) -> Iterator[nn.Module]:
         directory: a PEFT folder, or None for no adapter at all.
 
     Raises:
-        BadInput: the adapter is not usable (see `adapter.read_adapter`), or does not fit the model.
+        BadInput: the adapter is not usable or does not fit the model (see `wearing.wear`), which is then as it was.
     """
     if directory is None:
         yield model
         return
-    read_adapter(directory)
-    from peft import PeftModel
-
-    try:
-        wrapped = PeftModel.from_pretrained(model, str(directory), low_cpu_mem_usage=False)
-    except (RuntimeError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise BadInput(
-            f"the adapter does not fit the model ({first})",
-            where=str(directory),
-            fix="Use the base model it was trained on",
-        ) from None
-    wrapped.eval()
+    wrapped = wear(model, directory)
     try:
         yield wrapped
     finally:

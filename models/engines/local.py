@@ -235,22 +235,20 @@ class LocalEngine:
         )
 
     def _enter_adapter(self, stack: ExitStack, profile: Profile | None) -> str | None:
-        """Make the profile's adapter, or none, the one in effect; the SHA-256 of its weights."""
+        """Make the profile's adapter, or none, the one in effect; the SHA-256 of its weights. Raises BadInput for one
+        that does not fit the model, whose other adapters stay."""
+        from ...steering.wearing import wear
         from ...steering.weights import merged_adapter
 
         merged = merged_adapter(profile, home() / "cache" / "adapters") if profile else None
-        if merged is None:
+        if merged is None or profile is None:
             if self._peft is not None:
                 stack.enter_context(self._peft.disable_adapter())
             return None
-        import peft
-
         folder, sha256 = merged
-        if self._peft is None:
-            self._peft = peft.PeftModel.from_pretrained(self._model, folder, adapter_name=sha256, is_trainable=False)
-        elif sha256 not in self._adapters:
-            self._peft.load_adapter(folder, adapter_name=sha256, is_trainable=False)
-        self._peft.eval()
+        if sha256 not in self._adapters:
+            bare = self._model if self._peft is None else self._peft
+            self._peft = wear(bare, folder, name=sha256, where=f"profile {profile.id}: adapter")
         self._adapters.pop(sha256, None)
         self._adapters[sha256] = None
         self._peft.set_adapter(sha256)

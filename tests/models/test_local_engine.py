@@ -23,6 +23,7 @@ from trimtab.models.engines.local import LocalEngine
 from trimtab.steering.document import FILE, dump_document
 from trimtab.steering.profile import Document, save_profile
 from trimtab.steering.store import ProfileStore
+from trimtab.steering.weights import write_adapter
 
 TOOLS = (
     {
@@ -110,6 +111,36 @@ async def test_an_adapter_equals_merged_weights_and_leaves_the_base_alone(
     assert steered.receipt.adapter_sha256 is not None
     assert before.receipt is not None
     assert before.receipt.profile is None
+
+
+async def test_an_adapter_that_does_not_fit_is_refused_and_touches_nobody(
+    card: ModelCard, store: ProfileStore, tmp_path: Path
+) -> None:
+    """Keys and values of another number of heads; then a module that the model lacks, beside one that it has."""
+    torch.manual_seed(2)
+    for name, wrong in (("heads", "model.layers.1.self_attn.v_proj"), ("module", "model.layers.1.self_attn.q_prj")):
+        parts = {"model.layers.0.self_attn.q_proj": 128, wrong: 128}
+        folder = tmp_path / "adapters" / name
+        modules = {module: (torch.randn(4, 64), torch.randn(out, 4)) for module, out in parts.items()}
+        write_adapter(folder, modules, card.name)
+        adapter = {"path": "adapter", "sha256": file_sha256(folder / "adapter_model.safetensors")}
+        base = {"model": card.name, "sha256": card.sha256}
+        document = Document.model_validate({"format": 1, "name": name, "base": base, "adapter": adapter})
+        save_profile(tmp_path / "store" / name, document, adapters={"adapter": folder})
+    engine = LocalEngine(card, ProfileStore(tmp_path / "store", store.roots[0]))
+
+    async def said(profile: str | None) -> tuple[float, ...] | None:
+        return (await engine.chat(ChatRequest((user("milk"),), profile=profile, sampling=LONG))).logprobs
+
+    plain = await said(None)
+    for others in range(2):  # alone on the plain model, then beside an adapter that is served
+        for name, says in (("heads", r"v_proj is \[64, 64\].*\[128, 64\]"), ("module", r"q_prj, which the model")):
+            with pytest.raises(BadInput, match=rf"(?s)profile {name}@1: adapter.*{says}"):
+                await said(name)
+            assert await said(None) == plain
+        if not others:
+            changed = await said("weights")
+    assert await said("weights") == changed != plain
 
 
 async def test_vectors_act_from_the_second_token_on_and_bring_their_decoding(engine: LocalEngine) -> None:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
+from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 from trimtab.errors import BadInput
 from trimtab.steering.hooks import adapted, decoder_layers, reading, steered
 from trimtab.steering.intervention import Gate, Intervention, fold, variants
+from trimtab.steering.wearing import wear
 
 HIDDEN, LAYERS = 32, 3
 
@@ -160,6 +165,72 @@ def test_adapted_model_is_plain_again(new_model, make_adapter, ids: torch.Tensor
     assert torch.equal(logits(model, ids), plain)
     with adapted(model, None) as same:
         assert same is model
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("old", "new", "rows", "says"),
+    [
+        ("1.mlp.down_proj", "1.mlp.down_proj", 3, r"layers.1.mlp.down_proj is \[32, 48\].*changes \[35, 48\]"),
+        ("1.mlp.down_proj", "1.mlp.fc_extra", 0, "layers.1.mlp.fc_extra, which the model does not have"),
+        ("1.mlp.down_proj", "9.mlp.down_proj", 0, "layers.9.mlp.down_proj, which the model does not have"),
+        ("1.mlp.down_proj", "1.mlp", 0, "layers.1.mlp is no linear layer"),
+    ],
+)
+def test_an_adapter_that_does_not_fit_leaves_the_model_alone(
+    new_model: Callable[..., PreTrainedModel],
+    make_adapter: Callable[..., Path],
+    edit: Callable[..., None],
+    ids: torch.Tensor,
+    old: str,
+    new: str,
+    rows: int,
+    says: str,
+) -> None:
+    model = new_model()
+    plain, parts = logits(model, ids), [name for name, _ in model.named_modules()]
+    folder = make_adapter("a", 1)
+
+    def spoil(tensors: dict[str, torch.Tensor]) -> None:
+        for half in "AB":
+            tensor = tensors.pop(f"base_model.model.model.layers.{old}.lora_{half}.weight")
+            more = torch.zeros(rows, tensor.shape[1]) if half == "B" else torch.zeros(0, tensor.shape[1])
+            tensors[f"base_model.model.model.layers.{new}.lora_{half}.weight"] = torch.cat([tensor, more])
+
+    edit(folder / "adapter_model.safetensors", spoil)
+    with pytest.raises(BadInput, match=says), adapted(model, folder):
+        pass
+    assert [name for name, _ in model.named_modules()] == parts
+    assert torch.equal(logits(model, ids), plain)
+
+
+@torch.no_grad()
+def test_an_adapter_that_fails_half_way_is_taken_off_again(
+    new_model: Callable[..., PreTrainedModel],
+    make_adapter: Callable[..., Path],
+    ids: torch.Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = new_model()
+    plain, parts = logits(model, ids), [name for name, _ in model.named_modules()]
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("the disk went away\nand so on")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PeftModel, "load_adapter", fail)  # PEFT has put its layers in by then
+        with pytest.raises(BadInput, match=r"does not fit the model \(the disk went away\)"):
+            wear(model, make_adapter("a", 1))
+    assert [name for name, _ in model.named_modules()] == parts
+    assert torch.equal(logits(model, ids), plain)
+    worn = wear(model, make_adapter("b", 2), name="b")
+    changed = logits(worn, ids)
+    with monkeypatch.context() as patch:
+        patch.setattr("peft.peft_model.set_peft_model_state_dict", fail)
+        with pytest.raises(BadInput, match="the disk went away"):
+            wear(worn, make_adapter("a", 1), name="other")
+    assert list(worn.peft_config) == ["b"]
+    assert torch.equal(logits(worn, ids), changed)
 
 
 @torch.no_grad()
