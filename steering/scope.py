@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Final, Literal
 
@@ -164,14 +164,14 @@ def step_of(text: str) -> Step:
 
 
 def masks(
-    scopes: Sequence[Scope], positions: Ints, prompt_length: int, states: Sequence[TextState] | None = None
+    scopes: Sequence[Scope], positions: Ints, prompt_length: int | Ints, states: Sequence[TextState] | None = None
 ) -> Ints:
     """Which scopes each token is in.
 
     Args:
         scopes: at most `MOST_SCOPES`; scope i is bit i.
         positions: absolute positions of the tokens, [N].
-        prompt_length: tokens in the request's prompt.
+        prompt_length: tokens in the request's prompt, or in that of each token, [N].
         states: where a scope reads text, the state at each token, as long as `positions`.
 
     Returns:
@@ -219,35 +219,45 @@ def texts_of(scopes: Iterable[Scope]) -> tuple[str, ...]:
 def reachable(scopes: Sequence[Scope]) -> tuple[int, ...]:
     """Every combination of scopes, as a mask above 0, that some token of some sequence can be in, in order.
 
-    Whether a token is in a scope depends on its position only up to the largest number in any scope, so trying all
-    prompts and positions somewhat beyond that, with all states of the text, finds every combination.
+    What counts is where a token stands, how far from its prompt's end, and what was said: each in ranges within which
+    no scope changes. One token of each range is tried with one of each other.
     """
-    reach = 2 + max(
-        (max(n for n in (s.first or 0, s.last or 0, *(p + 1 for p in s.at or ()))) for s in scopes), default=0
-    )
-    texts = texts_of(scopes)
-    reads = any(scope.reads_text for scope in scopes)
-    steps: tuple[Step | None, ...] = (*STEPS, None) if any(scope.steps is not None for scope in scopes) else (None,)
-    states = [
-        TextState(frozenset(done), step)
-        for count in range(len(texts) + 1)
-        for done in itertools.combinations(texts, count)
-        for step in steps
-    ]
+    bare = [replace(scope, after=None, until=None, steps=None) for scope in scopes]
+    from_end = sorted({0, 1, *(scope.last for scope in scopes if scope.last is not None)})
+    into_answer = sorted({0, *(s.first for s in scopes if s.first is not None and s.phase == "generated")})
+    edges = {s.first for s in scopes if s.first is not None}
+    edges |= {place + i for scope in scopes for place in scope.at or () for i in (0, 1)}
+    # Of each range the last position: it leaves the most room for a prompt before it, and beyond all edges is enough.
+    positions = sorted({edge - 1 for edge in edges if edge} | {max(edges, default=0) + into_answer[-1] + 1})
+
+    waiting = sum(1 << i for i, scope in enumerate(scopes) if scope.after is not None or scope.until is not None)
+    place, distance = _each_with_each(positions, from_end)
     found: set[int] = set()
-    for prompt in range(1, reach + 1):
-        positions = np.arange(prompt + reach, dtype=np.int64)
-        for state in states if reads else [None]:
-            given = None if state is None else [_at(state, p, prompt) for p in positions.tolist()]
-            found.update(masks(scopes, positions, prompt, given).tolist())
+    here = masks(bare, place, place + distance + 1)
+    for state, tokens in ((TextState(step="decide"), distance == 0), (TextState(), distance > 0)):
+        said = _said_mask(scopes, state) & ~waiting
+        found |= {mask & said for mask in set(here[tokens].tolist())}
+
+    place, distance = _each_with_each(positions, into_answer)
+    place, prompt = place[place > distance], (place - distance)[place > distance]
+    here_too = set(masks(bare, place, prompt).tolist())
+    texts = texts_of(scopes)
+    for count in range(len(texts) + 1):
+        for done in itertools.combinations(texts, count):
+            for step in STEPS:
+                said = _said_mask(scopes, TextState(frozenset(done), step))
+                found |= {mask & said for mask in here_too}
     return tuple(sorted(found - {0}))
 
 
-def _at(state: TextState, position: int, prompt: int) -> TextState:
-    """The state as a token at this position can have it: nothing is said yet in the prompt."""
-    if position >= prompt:
-        return state
-    return TextState(step="decide" if position == prompt - 1 and state.step is not None else None)
+def _each_with_each(first: Sequence[int], second: Sequence[int]) -> tuple[Ints, Ints]:
+    """All pairs of a number of the one and a number of the other."""
+    return np.repeat(np.array(first, np.int64), len(second)), np.tile(np.array(second, np.int64), len(first))
+
+
+def _said_mask(scopes: Sequence[Scope], state: TextState) -> int:
+    """The scopes that are met as far as the text goes."""
+    return sum(1 << i for i, scope in enumerate(scopes) if _said(scope, state))
 
 
 def prompt_end_reach(scopes: Iterable[Scope], *, held: bool = False) -> int:

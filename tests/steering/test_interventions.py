@@ -228,6 +228,39 @@ def test_every_combination_that_occurs_is_known_beforehand(
             assert alone[0] == mask >> bit & 1
 
 
+SOME = st.none() | st.integers(1, 5)
+TEXT = st.sampled_from([None, None, "a", "b"])
+
+
+@st.composite
+def any_scope(draw: st.DrawFn) -> Scope:
+    phase = draw(st.sampled_from(["all", "prompt", "generated"]))
+    at = draw(st.none() | st.sets(st.integers(0, 6), min_size=1, max_size=3))
+    steps = draw(st.sampled_from([None, None, frozenset({"answer"}), frozenset({"decide"})]))
+    places = None if at is None else tuple(sorted(at))
+    return Scope(phase, draw(SOME), draw(SOME), places, draw(TEXT), draw(TEXT), steps)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(any_scope(), min_size=1, max_size=4, unique=True))
+def test_the_combinations_are_those_of_trying_every_token(scopes: list[Scope]) -> None:
+    said = [TextState(frozenset(done), step) for done in ("", "a", "b", "ab") for step in STEPS]
+    tried: set[int] = set()
+    for prompt in range(1, 16):
+        places = np.arange(prompt)
+        states = [TextState(step="decide" if p == prompt - 1 else None) for p in range(prompt)]
+        tried.update(masks(scopes, places, prompt, states).tolist())
+        after = np.repeat(np.arange(prompt, prompt + 8), len(said))
+        tried.update(masks(scopes, after, prompt, said * 8).tolist())
+    assert set(reachable(scopes)) == tried - {0}
+
+
+def test_the_end_of_a_long_prompt_may_lie_beyond_a_place() -> None:
+    """Position 5 is among the last 5 tokens of a prompt of 8 and not of one of 11: both are steered."""
+    scopes = (Scope("prompt", at=(5,)), Scope(last=5))
+    assert reachable(scopes) == (1, 2, 3)
+
+
 def test_scopes_say_what_they_mean() -> None:
     def on(scope: Scope, prompt: int = 4, count: int = 8, states: list[TextState] | None = None) -> list[int]:
         return np.flatnonzero(masks([scope], np.arange(count), prompt, states)).tolist()
