@@ -11,7 +11,7 @@ from .document import Document
 from .entries import Entry, GateEntry
 from .files import existing, read_tensors, tensor_sha256
 from .intervention import Gate, Intervention
-from .scope import check_scopes
+from .scope import Scope, check_scopes, idle
 
 
 def read_edits(
@@ -28,6 +28,7 @@ def read_edits(
     """
     parts: list[Intervention] = []
     digests: list[str] = []
+    scopes: list[list[Scope]] = []
     width = hidden_size
     for number, entry in enumerate(document.interventions):
         field = f"{where}: interventions.{number}"
@@ -41,11 +42,25 @@ def read_edits(
         for part in own:
             width = _check_width(part, width, entry, field)
         parts += own
+        scopes.append([part.scope for part in own])
     check_scopes([part.scope for part in parts], f"{where}: interventions")
+    _check_acting(scopes, where)
     if document.gate is None:
         return tuple(parts), None, digests
     gate, digest = _gate(directory, document.gate, where, width, num_layers, parts)
     return tuple(parts), gate, [*digests, digest]
+
+
+def _check_acting(scopes: list[list[Scope]], where: str) -> None:
+    """Raises BadInput for an entry, of which these are the scopes, that can never act."""
+    never = idle(scope for own in scopes for scope in own)
+    for number, own in enumerate(scopes):
+        if never.issuperset(own):
+            raise BadInput(
+                f"no token can ever be in the scope `{own[0]}`",
+                where=f"{where}: interventions.{number}.tokens",
+                fix="Its conditions, with those of `steps`, exclude each other: take one out",
+            )
 
 
 def _gate(

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, fields
 
 import torch
 
+from ..errors import BadInput
 from .scope import Phase, Scope, reachable
 
 Tokens = Phase
@@ -61,8 +62,15 @@ class LowRank:
         return int(self.read.shape[0])
 
     def scaled(self, strength: float) -> LowRank:
-        """The terms times `strength`: what they add grows with it, what they read stays."""
-        return LowRank(self.read, self.write * strength, self.bias, self.low, self.high, self.keep, self.threshold)
+        """The terms times `strength`: what they add grows with it, what they read stays.
+
+        Raises:
+            BadInput: they overflow. In a bank, which multiplies all rows with all terms, they would reach everybody.
+        """
+        write = self.write * strength
+        if not torch.isfinite(write).all():
+            raise BadInput("the terms overflow at this strength", where="strength", fix="Lower it")
+        return LowRank(self.read, write, self.bias, self.low, self.high, self.keep, self.threshold)
 
 
 def joined(terms: Sequence[LowRank]) -> LowRank:

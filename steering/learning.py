@@ -24,7 +24,7 @@ from .methods import difference_of_means, weight_arithmetic
 from .methods.difference_of_means import Read
 from .pairs import encode, read_pairs, split
 from .profile import Profile, check_free, save_profile
-from .scope import Scope, Step
+from .scope import Scope, Step, idle
 
 VECTORS = "vectors.safetensors"
 
@@ -71,7 +71,14 @@ def learn_means(
     """
     from .hooks import adapted
 
+    scope = Scope(tokens, steps=frozenset(steps) if steps else None)
     _check_numbers(strength, seed)  # found now, not after the reading
+    if idle([scope]):
+        raise BadInput(
+            f"no token can ever be in the scope `{scope}`",
+            where="tokens, steps",
+            fix="Name `decide` among the steps, which the prompt's last token is about, or other tokens",
+        )
     check_free(target, replace=replace)
     document = _document(base_name, base, about, adapter)
     pairs, digest = read_pairs(pairs_file)
@@ -93,7 +100,7 @@ def learn_means(
                 encoded[1],
                 learned.vectors,
                 strength,
-                Scope(tokens, steps=frozenset(steps) if steps else None),
+                scope,
                 controls=controls,
                 seed=seed,
                 progress=tick,

@@ -10,7 +10,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache, reduce
+from operator import or_
 from typing import Final, Literal
 
 import numpy as np
@@ -217,7 +218,13 @@ def texts_of(scopes: Iterable[Scope]) -> tuple[str, ...]:
 
 
 def reachable(scopes: Sequence[Scope]) -> tuple[int, ...]:
-    """Every combination of scopes, as a mask above 0, that some token of some sequence can be in, in order.
+    """Every combination of scopes, as a mask above 0, that some token of some sequence can be in, in order."""
+    return _reachable(tuple(scopes))
+
+
+@lru_cache(maxsize=256)
+def _reachable(scopes: tuple[Scope, ...]) -> tuple[int, ...]:
+    """As `reachable`; of the scopes that were asked for lately it is known.
 
     What counts is where a token stands, how far from its prompt's end, and what was said: each in ranges within which
     no scope changes. One token of each range is tried with one of each other.
@@ -244,10 +251,19 @@ def reachable(scopes: Sequence[Scope]) -> tuple[int, ...]:
     texts = texts_of(scopes)
     for count in range(len(texts) + 1):
         for done in itertools.combinations(texts, count):
+            if any(part in text and part not in done for text in done for part in texts):
+                continue  # who said a text said what stands in it
             for step in STEPS:
                 said = _said_mask(scopes, TextState(frozenset(done), step))
                 found |= {mask & said for mask in here_too}
     return tuple(sorted(found - {0}))
+
+
+def idle(scopes: Iterable[Scope]) -> frozenset[Scope]:
+    """The scopes that no token of any sequence can be in: their conditions exclude each other."""
+    some = list(dict.fromkeys(scope for scope in scopes if not scope.plain))
+    met = reduce(or_, reachable(some), 0) if some else 0
+    return frozenset(scope for i, scope in enumerate(some) if not met >> i & 1)
 
 
 def _each_with_each(first: Sequence[int], second: Sequence[int]) -> tuple[Ints, Ints]:

@@ -75,17 +75,26 @@ def clamp_feature(
         The vector to add, value * d, and the terms to add.
 
     Raises:
-        BadInput: a negative threshold.
+        BadInput: a negative threshold, another width of the decoder than of the encoder, or a value that overflows.
     """
     if threshold < 0:
         raise BadInput(f"the threshold is {threshold}, and features are not negative", where="threshold")
+    if decoder.shape != encoder.shape:
+        raise BadInput(
+            f"has shape {list(decoder.shape)}, and the encoder {list(encoder.shape)}",
+            where="decoder",
+            fix="Encoder and decoder have the width of the model's residual stream",
+        )
+    vector = decoder.to(torch.float32) * value
+    if not torch.isfinite(vector).all():
+        raise BadInput("the vector overflows at this value", where="value", fix="Lower it")
     term = LowRank(
         encoder[None].to(torch.float32),
         -decoder[None].to(torch.float32),
         bias=torch.tensor([float(bias)]),
         threshold=torch.tensor([float(threshold)]),
     )
-    return decoder.to(torch.float32) * value, term
+    return vector, term
 
 
 def loreft(rotation: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> LowRank:
@@ -95,9 +104,15 @@ def loreft(rotation: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> 
         rotation: R, [r, hidden_size], with orthonormal rows.
         weight: W, [r, hidden_size].
         bias: b, [r].
+
+    Raises:
+        BadInput: W - R overflows.
     """
     r = rotation.to(torch.float32)
-    return LowRank((weight.to(torch.float64) - r).to(torch.float32), r, bias=bias.to(torch.float32))
+    read = (weight.to(torch.float64) - r).to(torch.float32)
+    if not torch.isfinite(read).all():
+        raise BadInput("overflows less the rotation", where="weight", fix="Learn or export it again")
+    return LowRank(read, r, bias=bias.to(torch.float32))
 
 
 def reft_r1(direction: torch.Tensor) -> LowRank:

@@ -54,7 +54,7 @@ def concatenate(parts: Sequence[tuple[Adapter, float]]) -> dict[str, tuple[torch
         module -> (A [rank, in], B [out, rank]) with one rank for all modules, padded with zeros, float32.
 
     Raises:
-        BadInput: two adapters disagree on a module's width, or the rank is too large.
+        BadInput: two adapters disagree on a module's width, one overflows, or the rank is too large.
     """
     blocks: dict[str, list[tuple[torch.Tensor, torch.Tensor]]] = {}
     for adapter, factor in parts:
@@ -67,7 +67,10 @@ def concatenate(parts: Sequence[tuple[Adapter, float]]) -> dict[str, tuple[torch
                     fix="Combine adapters of one base model only",
                 )
             if factor != 0.0:
-                mine.append((a, b * factor))
+                scaled = b * factor
+                if not torch.isfinite(scaled).all():
+                    raise BadInput(f"{module} overflows at this strength", where="strength", fix="Lower it")
+                mine.append((a, scaled))
             elif not mine:
                 mine.append((torch.zeros(0, a.shape[1]), torch.zeros(b.shape[0], 0)))
     rank = legal_rank(max((sum(a.shape[0] for a, _ in mine) for mine in blocks.values()), default=1))

@@ -229,6 +229,7 @@ def test_numbers_that_nothing_can_be_learned_with_are_found_before_any_work(
         (["--pairs", many, "--strength", 1, "--seed", 10**23], "too large a seed"),
         (["--pairs", many, "--strength", 1, "--held-out", 0, "--plot", plot], "leaves no pair to check with"),
         (["--pairs", one, "--strength", 1, "--plot", plot], "leaves no pair to check with"),
+        (["--pairs", many, "--strength", 1, "--tokens", "prompt", "--steps", "answer"], "no token can ever be in"),
     ]
     for more, what in cases:
         with pytest.raises(BadInput, match=what):

@@ -119,6 +119,12 @@ def test_tensor_and_adapter_bytes_count_for_the_identity(folder: Path, edit: Cal
     assert len(set(seen)) == 4
 
 
+def feature(value: float) -> dict[str, Any]:
+    """An entry that sets a feature."""
+    file = {"layer": 1, "file": "vectors.safetensors"}
+    return {"kind": "clamp_feature", "encoder": "layer_1", "decoder": "layer_2", "value": value, **file}
+
+
 # Each bad profile: how to spoil a good one, and what the one error must name.
 BAD_FIELDS: dict[str, tuple[Callable[[dict[str, Any]], Any], str, str]] = {
     "unknown key": (lambda d: d.update(strenght=2), "profile.yaml: strenght", "Extra inputs"),
@@ -139,6 +145,51 @@ BAD_FIELDS: dict[str, tuple[Callable[[dict[str, Any]], Any], str, str]] = {
         lambda d: d["interventions"][0].update(tokens={"phase": "generated", "last": 2}),
         "interventions.0.tokens",
         "counts prompt tokens",
+    ),
+    "after the prompt, in it": (
+        lambda d: d["interventions"][0].update(tokens={"phase": "prompt", "after": "x"}),
+        "interventions.0.tokens",
+        "no token can ever be in the scope",
+    ),
+    "the prompt's end until a text": (
+        lambda d: d["interventions"][0].update(tokens={"last": 2, "until": "x"}),
+        "interventions.0.tokens",
+        "no token can ever be in the scope",
+    ),
+    "a place beyond the first": (
+        lambda d: d["interventions"][0].update(tokens={"phase": "prompt", "first": 2, "at": [7]}),
+        "interventions.0.tokens",
+        "no token can ever be in the scope",
+    ),
+    "before and after one text": (
+        lambda d: d["interventions"][0].update(tokens={"after": "</think>", "until": "think"}),
+        "interventions.0.tokens",
+        "no token can ever be in the scope",
+    ),
+    "the first token of all, in an answer": (
+        lambda d: d["interventions"][0].update(tokens={"phase": "generated", "at": [0]}),
+        "interventions.0.tokens",
+        "no token can ever be in the scope",
+    ),
+    "the answer in the prompt": (
+        lambda d: (d["interventions"][1].update(tokens="prompt"), d.update(steps=["answer"])),
+        "interventions.1.tokens",
+        "no token can ever be in the scope `prompt, to answer`",
+    ),
+    "overflow of what a term adds": (
+        lambda d: d["interventions"][0].update(kind="ablate", strength=1e39),
+        "interventions.0.strength",
+        "overflow at this strength",
+    ),
+    "overflow of a trained term": (
+        lambda d: d["interventions"][0].update(kind="reft_r1", strength=-1e39),
+        "interventions.0.strength",
+        "overflow at this strength",
+    ),
+    "overflow of a feature": (
+        lambda d: d["interventions"].append(feature(1e39)),
+        "interventions.2.value",
+        "overflows at this value",
     ),
     "a gate that comes too late": (
         lambda d: d.update(gate={"layer": 2, "file": "vectors.safetensors", "tensor": "layer_1", "threshold": 0.5}),
@@ -196,6 +247,33 @@ def test_bad_vectors(folder: Path, edit: Callable[..., None], value: torch.Tenso
         load_profile(folder, hidden_size=32)
     assert what in str(caught.value)
     assert "interventions.0" in str(caught.value)
+
+
+def test_a_decoder_of_another_width_than_its_encoder(folder: Path, edit: Callable[..., None]) -> None:
+    change(folder, lambda d: d.update(interventions=[feature(1.0)]))
+    edit(folder / "vectors.safetensors", lambda tensors: tensors.update(layer_2=torch.ones(16)))
+    with pytest.raises(BadInput, match=r"tensor 'layer_2' has shape \[16\], and the encoder \[32\]") as caught:
+        load_profile(folder)
+    assert "interventions.0.decoder" in (caught.value.where or "")
+
+
+@pytest.mark.parametrize(
+    ("tokens", "steps"),
+    [
+        ("prompt", ["decide"]),
+        ({"first": 2}, ["answer"]),
+        ({"at": [0]}, ["decide"]),
+        ({"at": [0, 1], "phase": "generated"}, ["answer"]),
+        ({"last": 64, "at": [63]}, ["decide", "arguments", "answer"]),
+        ({"after": "a", "until": "ab"}, ["answer"]),
+        ({"first": 2, "after": "a"}, ["decide"]),
+    ],
+)
+def test_what_can_act_is_not_refused(folder: Path, tokens: Any, steps: list[str]) -> None:
+    change(
+        folder, lambda d: (d["interventions"][0].update(tokens=tokens), d["interventions"].pop(), d.update(steps=steps))
+    )
+    assert len(load_profile(folder).interventions) == 1
 
 
 def test_half_precision_vectors_are_fine(folder: Path, edit: Callable[..., None]) -> None:

@@ -92,6 +92,23 @@ def test_what_is_no_strength(profile: Profile, strength: float) -> None:
         at_strength(profile, strength)
 
 
+@pytest.mark.parametrize("part", ["interventions.1", "weight_deltas.0"])
+def test_what_overflows_at_a_strength_is_refused(profile: Profile, tmp_path: Path, part: str) -> None:
+    """Terms of which one is infinite would make a bank's other rows NaN, too: 0 times infinity is none."""
+    fields = profile.document.model_dump(mode="json", exclude_none=True)
+    group, number = part.split(".")
+    fields[group][int(number)]["strength"] = 3e37
+    written = save_profile(
+        tmp_path / "much@1",
+        Document.model_validate(fields),
+        tensors={"v.safetensors": load_file(profile.directory / "v.safetensors")},
+        adapters={name: profile.directory / name for name in ("adapter", "plus", "minus")},
+    )
+    with pytest.raises(BadInput, match="overflow") as caught:
+        merged_adapter(at_strength(written, -100.0), tmp_path / "m")
+    assert caught.value.where == "strength"
+
+
 def test_an_adapter_alone_has_none(tmp_path: Path, make_adapter: Callable[..., Path]) -> None:
     folder = make_adapter("a", 1)
     sha = file_sha256(folder / "adapter_model.safetensors")
