@@ -21,12 +21,15 @@ from .document import Document, document_of
 from .files import model_sha256, read_json
 from .intervention import Tokens
 from .methods import difference_of_means, weight_arithmetic
-from .methods.difference_of_means import Read
+from .methods.difference_of_means import Learned, Read
 from .pairs import encode, read_pairs, split
 from .profile import Profile, check_free, save_profile
 from .scope import Scope, Step, idle
 
 VECTORS = "vectors.safetensors"
+
+ROUNDING = 1e-6
+"""Of the activations' norm: what float32 makes of one text in two batches is a hundredth of it."""
 
 
 def learn_means(
@@ -67,6 +70,7 @@ def learn_means(
         The profile and a JSON-ready report: per layer `norm`, `relative` and `split_half`, and the held-out `check`.
 
     Raises:
+        BadInput: there is nothing to learn at a layer, or to steer.
         NotFound, BadInput: see `read_pairs`, `split`, `reading` and `save_profile`.
     """
     from .hooks import adapted
@@ -94,6 +98,7 @@ def learn_means(
     with adapted(model, adapter) as reader:
         with _progress("reading activations") as tick:
             learned = difference_of_means.learn(reader, encoded[0], layers, read=read, seed=seed, progress=tick)
+        _check_found(learned, read, str(pairs_file))
         with _progress("checking on held-out pairs") as tick:
             check = difference_of_means.check(
                 reader,
@@ -228,6 +233,19 @@ def _check_numbers(strength: float, seed: int) -> None:
         raise BadInput(f"{strength!r} is no strength", where="strength", fix="Give a finite number, such as 1")
     if not -(2**63) <= seed < 2**63:
         raise BadInput(f"{seed} is too large a seed", where="seed", fix="Give a number of at most 64 bits, such as 0")
+
+
+def _check_found(learned: Learned, read: Read, where: str) -> None:
+    """Raises BadInput for a layer at which the completions do not differ: what is left there is rounding."""
+    for layer, relative in learned.relative.items():
+        if relative is None or relative <= ROUNDING:
+            raise BadInput(
+                f"the completions do not differ at layer {layer} where they are read: the vector would be zero",
+                where=where,
+                fix="Their first tokens are the same: read the mean or the last one"
+                if read == "first"
+                else "Give pairs whose completions differ in the same way",
+            )
 
 
 def _document(base_name: str, base: Path, about: Mapping[str, Any], adapter: Path | None) -> Document:

@@ -19,6 +19,9 @@ from ..adapter import Adapter, adapter_sha256, read_adapter
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 
+ROUNDING = 1e-6
+"""Of both updates' norm: a direction below it is the float32 of the same update written in two ways."""
+
 
 @dataclass(frozen=True)
 class Direction:
@@ -50,7 +53,8 @@ def learn(plus: Path, minus: Path) -> Direction:
     """Measure the direction from `minus` to `plus`.
 
     Raises:
-        BadInput: an adapter is not usable, both are the same, or their modules differ in width.
+        BadInput: an adapter is not usable, both are the same or change the weights alike, or their modules differ in
+            width.
     """
     first, second = read_adapter(plus), read_adapter(minus)
     modules: dict[str, float] = {}
@@ -69,12 +73,19 @@ def learn(plus: Path, minus: Path) -> Direction:
     hashes = adapter_sha256(plus), adapter_sha256(minus)
     if hashes[0] == hashes[1]:
         raise BadInput("plus and minus are the same adapter", where=str(minus), fix="Give two different fine-tunes")
+    norm = math.sqrt(sum(value * value for value in modules.values()))
+    if not norm > ROUNDING * math.sqrt(pp + mm):
+        raise BadInput(
+            "plus and minus change the weights alike: the direction would be zero",
+            where=str(minus),
+            fix="Give two different fine-tunes",
+        )
     return Direction(
         plus=plus,
         minus=minus,
         plus_sha256=hashes[0],
         minus_sha256=hashes[1],
-        norm=math.sqrt(sum(value * value for value in modules.values())),
+        norm=norm,
         plus_norm=math.sqrt(pp),
         minus_norm=math.sqrt(mm),
         cosine=pm / math.sqrt(pp * mm) if pp > 0 and mm > 0 else None,

@@ -216,6 +216,19 @@ def test_learn_means_writes_a_profile(
         command(*words, "--name", "terse", store=store)
 
 
+def test_completions_that_do_not_differ_where_they_are_read(tmp_path: Path, base: Path) -> None:
+    store = ProfileStore(tmp_path / "store")
+    made = [{**example(n), "positive": f"Well, {n}!", "negative": f"Well, that is {n}."} for n in range(4)]
+    both = made + [{**one, "positive": one["negative"], "negative": one["positive"]} for one in made]
+    words = ["steer", "learn", "means", "--base", base, "--name", "x", "--layers", "0,2", "--strength", 1]
+    for read, examples, fix in (("first", made, "read the mean or the last"), ("mean", both, "differ in the same way")):
+        path = tmp_path / f"{read}.jsonl"
+        path.write_text("".join(json.dumps(one) + "\n" for one in examples))
+        with pytest.raises(BadInput, match=rf"{read}.jsonl: the completions do not differ at layer 0.*{fix}"):
+            command(*words, "--pairs", path, "--read", read, "--held-out", 0, store=store)
+    assert store.names() == []
+
+
 def test_numbers_that_nothing_can_be_learned_with_are_found_before_any_work(
     tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -166,6 +167,12 @@ def test_direction(tmp_path: Path, make_adapter: Make, update: Callable[[Path], 
     assert (back.norm, back.cosine) == pytest.approx((found.norm, found.cosine))
     with pytest.raises(BadInput, match="the same adapter"):
         learn(plus, plus)
+    path = Path(shutil.copytree(plus, tmp_path / "spelt otherwise")) / "adapter_model.safetensors"
+    halves = {".lora_A.": 3.0, ".lora_B.": 1 / 3}
+    spelt = {key: t * next(f for half, f in halves.items() if half in key) for key, t in load_file(path).items()}
+    save_file(spelt, path)
+    with pytest.raises(BadInput, match="the direction would be zero"):
+        learn(plus, path.parent)
 
 
 def test_adapters_of_two_models_do_not_mix(tmp_path: Path, make_adapter: Make) -> None:
