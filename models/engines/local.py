@@ -7,6 +7,7 @@ runs at a time, in a thread of its own.
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 import uuid
@@ -28,6 +29,9 @@ from . import hermes
 
 ADAPTERS_KEPT = 32
 """Adapters held in memory; the one unused for longest goes first."""
+
+LEAST_HEAT = 0.01
+"""What vLLM makes of a temperature below it that is not 0: divided by less, logits may overflow."""
 
 Emit = Callable[[str], None]
 
@@ -110,7 +114,7 @@ class LocalEngine:
 
     async def aclose(self) -> None:
         self._closed = True
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool.shutdown(wait=False)  # those that wait are not cancelled, but told
 
     def _submit(self, request: ChatRequest, cancel: threading.Event, emit: Emit | None) -> asyncio.Future[Reply]:
         if self._closed:
@@ -132,6 +136,8 @@ class LocalEngine:
 
     def _answer(self, request: ChatRequest, cancel: threading.Event, emit: Emit | None) -> Reply:
         start = time.perf_counter()
+        if self._closed:
+            raise EngineUnavailable("the engine was closed while the request waited", where=self.name)
         if request.constrained and request.tools:
             raise EngineRefused(
                 "the transformers engine cannot constrain calls", where="constrained",
@@ -139,6 +145,7 @@ class LocalEngine:
             )  # fmt: skip
         profile = self._profile(request.profile)
         sampling = request.sampling or _defaults(profile)
+        _check(sampling)
         prompt = self.prompt_ids(request)
         room = (self.card.context or len(prompt) + sampling.longest) - len(prompt)
         if room <= 0:
@@ -174,7 +181,7 @@ class LocalEngine:
         """The prompt's tokens: the chat template over messages and tools, as vLLM renders it.
 
         Raises:
-            EngineRefused: the template refuses the conversation.
+            EngineRefused: the template refuses the conversation, or there is something in it that is no text.
         """
         import jinja2
 
@@ -187,6 +194,10 @@ class LocalEngine:
             )
         except (jinja2.TemplateError, KeyError, TypeError, ValueError) as error:
             raise EngineRefused(f"the chat template refuses the request ({error})", where=self.card.name) from None
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise EngineRefused("half a surrogate pair is not text", where="messages", fix="Leave it out") from None
         return list(self._tokenizer.encode(text, add_special_tokens=False))
 
     def _draw(self, prompt: list[int], sampling: Sampling, count: int, cancel: threading.Event, text: _Text) -> _Drawn:
@@ -320,13 +331,27 @@ def _defaults(profile: Profile | None) -> Sampling:
     return Sampling(**given)
 
 
+def _check(sampling: Sampling) -> None:
+    """Raises EngineRefused, naming the field, for what vLLM refuses, too."""
+    seed = 0 if sampling.seed is None else sampling.seed
+    for field, good, fix in (
+        ("temperature", 0 <= sampling.temperature < math.inf, "Give a number from 0 on"),
+        ("top_p", 0 < sampling.top_p <= 1, "Give a share above 0, at most 1"),
+        ("max_tokens", sampling.max_tokens >= 1, "Give at least 1"),
+        ("seed", -(2**63) <= seed < 2**63, "Give a whole number of at most 64 bits"),
+    ):
+        if not good:
+            raise EngineRefused(f"{getattr(sampling, field)!r:.40} cannot be used", where=field, fix=fix)
+
+
 def _pick(logits: Any, sampling: Sampling, generator: Any) -> int:
     """The next token from logits [vocabulary]: the largest at temperature 0, else drawn from the top_p nucleus."""
     import torch
 
-    if sampling.temperature <= 0:
+    if sampling.temperature == 0:
         return int(logits.argmax())
-    values, order = torch.sort(torch.softmax(logits / sampling.temperature, -1), descending=True)
+    heat = max(sampling.temperature, LEAST_HEAT)
+    values, order = torch.sort(torch.softmax(logits / heat, -1), descending=True)
     values[values.cumsum(-1) - values >= sampling.top_p] = 0
     return int(order[torch.multinomial(values, 1, generator=generator)])
 

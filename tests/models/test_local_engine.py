@@ -218,6 +218,52 @@ async def test_what_it_refuses(engine: LocalEngine) -> None:
         _ = [piece async for piece in engine.stream(ChatRequest((user("x"),), profile="nope"))]
 
 
+@pytest.mark.parametrize(
+    ("sampling", "field"),
+    [
+        (Sampling(temperature=-1.0), "temperature"),
+        (Sampling(temperature=float("nan")), "temperature"),
+        (Sampling(temperature=float("inf")), "temperature"),
+        (Sampling(temperature=1.0, top_p=0.0), "top_p"),
+        (Sampling(top_p=1.5), "top_p"),
+        (Sampling(max_tokens=0), "max_tokens"),
+        (Sampling(seed=2**64), "seed"),
+    ],
+)
+async def test_sampling_that_vllm_refuses_is_refused(engine: LocalEngine, sampling: Sampling, field: str) -> None:
+    with pytest.raises(EngineRefused) as caught:
+        await engine.chat(ChatRequest((user("x"),), sampling=sampling))
+    assert caught.value.where == field
+
+
+async def test_half_a_surrogate_pair_is_refused(engine: LocalEngine) -> None:
+    with pytest.raises(EngineRefused, match="half a surrogate pair") as caught:
+        await engine.chat(ChatRequest((user("a \udc80 b"),)))
+    assert caught.value.where == "messages"
+
+
+async def test_a_temperature_next_to_nothing_draws(engine: LocalEngine) -> None:
+    answers = []
+    for temperature in (0.0, 1e-40, 1e-3):
+        sampling = Sampling(temperature=temperature, max_tokens=8, seed=1)
+        answers.append((await engine.chat(ChatRequest((user("hi"),), sampling=sampling))).message)
+    assert answers[0] == answers[1] == answers[2]  # greedy choices of this model are clear ones
+
+
+async def test_who_waits_while_the_engine_closes_is_told(card: ModelCard, store: ProfileStore) -> None:
+    engine = LocalEngine(card, store)
+    asked = ChatRequest((user("hi"),), sampling=Sampling(temperature=1.0, max_tokens=300, seed=1))
+    stream = engine.stream(asked)
+    await anext(stream)
+    waiting = [asyncio.create_task(engine.chat(asked)) for _ in range(2)]
+    await asyncio.sleep(0)
+    await engine.aclose()
+    assert [type(end) for end in await asyncio.gather(*waiting, return_exceptions=True)] == [EngineUnavailable] * 2
+    assert [piece async for piece in stream][-1].reply is not None  # who was being answered is
+    with pytest.raises(EngineUnavailable, match="closed"):
+        await engine.chat(asked)
+
+
 async def test_answers_end_at_the_context(engine: LocalEngine) -> None:
     request = ChatRequest((user("milk " * 200),), sampling=Sampling(max_tokens=10**6, temperature=1.0, seed=0))
     usage = (await engine.chat(request)).usage
