@@ -19,7 +19,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -34,6 +34,7 @@ from .store import ProfileStore, parse_spec, some, version_key
 TAKEN = frozenset({".yaml", ".json", ".safetensors", ".md", ".txt"})
 """File endings that travel with a profile."""
 MOST_FILES = 1000
+AGAIN = "Push the profile again, and ask to replace it"
 
 
 class _Strict(BaseModel):
@@ -145,16 +146,18 @@ class Remote:
         raise NotFound(f"unknown profile {spec!r}", where=self.url, fix=f"There is: {some(known) or 'nothing'}")
 
     def push(self, profile: Profile, *, replace: bool = False) -> Pushed:
-        """Put a profile there, whole or not at all.
+        """Put a profile there as it is on disk now, whole or not at all.
+
+        Args:
+            replace: whether other content under its name and version may go. Files that are there are then written
+                anew, as they may be damaged.
 
         Raises:
             BadInput: its name and version are taken by other content, or by a broken manifest, and `replace` is not
                 set, or the place cannot be written.
         """
-        load_profile(profile.directory)  # what travels is what is checked, not what was read some time ago
-        manifest = Manifest(
-            name=profile.name, version=profile.version, sha256=profile.sha256, files=_files(profile.directory)
-        )
+        profile = load_profile(profile.directory)  # what travels is what is checked, not what was read some time ago
+        manifest = Manifest(name=profile.name, version=profile.version, sha256=profile.sha256, files=_files(profile))
         target = self._path(f"profiles/{manifest.id}.json")
         with _reported(self.url):
             taken = self._files.isfile(target)
@@ -173,7 +176,7 @@ class Remote:
         with _reported(self.url):
             for relative, blob in manifest.files.items():
                 place = self._path(f"blobs/{blob.sha256}")
-                if self._files.isfile(place) and self._files.size(place) == blob.size:
+                if not replace and self._files.isfile(place) and self._files.size(place) == blob.size:
                     known += 1
                     continue
                 self._put((profile.directory / relative).read_bytes(), place)
@@ -192,15 +195,19 @@ class Remote:
         """
         manifest = self.find(spec)
         with tempfile.TemporaryDirectory(prefix="trimtab-pull-") as folder:
-            stage = Path(folder)
+            stage = Path(folder).resolve()
             for relative, blob in manifest.files.items():
                 self._fetch(relative, blob, stage)
-            profile = load_profile(stage)
+            try:
+                profile = load_profile(stage)
+            except BadInput as error:  # name the profile, not the passing place
+                place = (error.where or "").replace(str(stage), f"{self.url}: {manifest.id}")
+                raise BadInput(error.what, where=place or self.url, fix=error.fix) from None
             if (profile.id, profile.sha256) != (manifest.id, manifest.sha256):
                 raise BadInput(
                     f"what arrived is {profile.id} {profile.sha256[:12]}, not {manifest.id} {manifest.sha256[:12]}",
                     where=self.url,
-                    fix="Push the profile again",
+                    fix=AGAIN,
                 )
             return store.save(stage, replace=replace)
 
@@ -212,22 +219,26 @@ class Remote:
         with _reported(where):
             data: bytes = self._files.cat_file(self._path(f"blobs/{blob.sha256}"), end=blob.size + 1)
         if len(data) != blob.size or hashlib.sha256(data).hexdigest() != blob.sha256:
-            raise BadInput("what arrived is not what was pushed", where=where, fix="Push the profile again")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
+            raise BadInput("what arrived is not what was pushed", where=where, fix=AGAIN)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        except OSError as error:  # a name too long, or of a file and a folder at once; or the disk is full
+            raise BadInput(
+                f"cannot be written here ({error.strerror})", where=where, fix="Check it, and the disk"
+            ) from None
 
     def _manifest(self, key: str) -> Manifest:
         """The manifest of a `name@version`. Raises BadInput."""
         where = f"{self.url}: {key}.json"
         with _reported(where):
             data: bytes = self._files.cat_file(self._path(f"profiles/{key}.json"), end=MAX_TEXT + 1)
-        again = "Push the profile again, and ask to replace it"
         try:
             manifest = Manifest.model_validate_json(data)
         except ValidationError as error:
-            raise BadInput(first_problem(error), where=where, fix=again) from None
+            raise BadInput(first_problem(error), where=where, fix=AGAIN) from None
         if key != manifest.id:
-            raise BadInput(f"is the manifest of {manifest.id}", where=where, fix=again)
+            raise BadInput(f"is the manifest of {manifest.id}", where=where, fix=AGAIN)
         return manifest
 
     def _checked(self, key: str) -> Manifest | BadInput:
@@ -269,14 +280,19 @@ def _protocols(files: Any) -> tuple[str, ...]:
     return (found,) if isinstance(found, str) else tuple(found)
 
 
-def _files(directory: Path) -> Mapping[str, Blob]:
-    """The files of a profile that travel, by their paths below its folder."""
+def _files(profile: Profile) -> Mapping[str, Blob]:
+    """The files of a profile that travel, by their paths below its folder: those that it names, and those that lie
+    beside them and are not hidden."""
+    directory, document = profile.directory, profile.document
+    named = {one.file for one in (*document.interventions, document.gate) if one is not None}
+    needed = {PurePosixPath(file) for file in named}  # which may be spelt `./v.safetensors`
     found: dict[str, Blob] = {}
     for folder, _, names in os.walk(directory):
         for name in names:
             path = Path(folder) / name
             relative = path.relative_to(directory).as_posix()
-            if name.startswith(".") or path.suffix.lower() not in TAKEN:
+            hidden = name.startswith(".") and PurePosixPath(relative) not in needed
+            if hidden or path.suffix.lower() not in TAKEN:
                 continue
             inside(directory, relative, str(directory / FILE))  # a link out of the profile is refused
             found[relative] = Blob(sha256=file_sha256(path), size=path.stat().st_size)

@@ -199,6 +199,57 @@ def test_what_arrives_is_checked(store: ProfileStore, tmp_path: Path) -> None:
     assert not other.roots[0].exists() or list(other.roots[0].iterdir()) == []
 
 
+def test_a_damaged_file_is_repaired_by_pushing_again(store: ProfileStore, tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    remote, other = Remote(str(shared)), ProfileStore(tmp_path / "other")
+    blob = shared / "blobs" / remote.push(store.get("terse@1")).manifest.files["v.safetensors"].sha256
+    good = blob.read_bytes()
+    blob.write_bytes(bytes([good[0] ^ 1]) + good[1:])
+    with pytest.raises(BadInput, match="ask to replace it"):
+        remote.pull("terse@1", other)
+    assert remote.push(store.get("terse@1")).written == 0
+    again = remote.push(store.get("terse@1"), replace=True)
+    assert (again.written, again.there, again.changed) == (2, 0, False)
+    assert remote.pull("terse@1", other).sha256 == store.get("terse@1").sha256
+
+
+def test_what_is_pushed_is_what_lies_on_disk(tmp_path: Path) -> None:
+    remote, other = Remote(str(tmp_path / "shared")), ProfileStore(tmp_path / "other")
+    loaded = _write(tmp_path / "made")
+    (loaded.directory / "v.safetensors").rename(loaded.directory / ".v.safetensors")
+    (loaded.directory / ".notes.txt").write_text("private")
+    text = (loaded.directory / "profile.yaml").read_text()
+    text = text.replace("strength: 2.0", "strength: 3.0").replace("file: v.safetensors", "file: ./.v.safetensors")
+    (loaded.directory / "profile.yaml").write_text(text)
+    assert set(remote.push(loaded).manifest.files) == {"profile.yaml", ".v.safetensors"}
+    (part,) = remote.pull("terse", other).interventions
+    assert part.vector is not None
+    assert part.vector[0] == 3.0
+
+
+def test_a_profile_that_arrives_broken_is_named(store: ProfileStore, tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    remote = Remote(str(shared))
+    remote.push(store.get("terse@1"))
+    data = json.loads(_manifest(shared).read_text())
+    del data["files"]["v.safetensors"]
+    _manifest(shared).write_text(json.dumps(data))
+    with pytest.raises(BadInput, match="is missing") as caught:
+        remote.pull("terse", ProfileStore(tmp_path / "other"))
+    assert caught.value.where == f"{shared}: terse@1/profile.yaml: interventions.0.file"
+
+
+@pytest.mark.parametrize("names", [["a.json", "a.json/b.json"], ["a" * 300 + ".json"], ["d/" + "a/" * 3000 + "x.json"]])
+def test_names_that_no_disk_takes(tmp_path: Path, names: list[str]) -> None:
+    remote = Remote(str(tmp_path / "shared"))
+    remote.push(_write(tmp_path / "made"))
+    data = json.loads(_manifest(tmp_path / "shared").read_text())
+    data["files"] |= dict.fromkeys(names, data["files"]["profile.yaml"])
+    _manifest(tmp_path / "shared").write_text(json.dumps(data))
+    with pytest.raises(BadInput, match="cannot be"):
+        remote.pull("terse", ProfileStore(tmp_path / "other"))
+
+
 def test_a_broken_manifest_hides_no_other_and_can_be_replaced(store: ProfileStore, tmp_path: Path) -> None:
     shared = tmp_path / "shared"
     remote, other = Remote(str(shared)), ProfileStore(tmp_path / "other")
