@@ -1,16 +1,18 @@
-"""What differs between two profiles: fields of their YAML, added vectors, adapters."""
+"""What differs between two profiles: fields of their YAML, and the tensors that these name."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from dataclasses import fields as dataclass_fields
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from .adapter import Adapter, read_adapter
-from .intervention import fold
-from .profile import Profile
+from .intervention import Edit, LowRank, fold
+from .profile import Profile, WeightDelta
 
 UNCOUNTED = ("calibration", "provenance")
 """Fields of which only the fact that they differ is told."""
@@ -42,6 +44,38 @@ class VectorChange:
 
 
 @dataclass(frozen=True)
+class TermsChange:
+    """What rank-1 terms do at a layer to the tokens of a scope.
+
+    Attributes:
+        rank_before, rank_after: how many terms; None where a side has none.
+        relative: of what the terms make of h, bounds and biases left aside: Frobenius norm of the difference over that
+            of the first. None where a side has no terms, or the first does nothing, or their widths differ.
+    """
+
+    layer: int
+    tokens: str
+    rank_before: int | None
+    rank_after: int | None
+    relative: float | None
+
+
+@dataclass(frozen=True)
+class GateChange:
+    """The vectors of two conditions, by their cosine; None for those of different width."""
+
+    cosine: float | None
+
+
+@dataclass(frozen=True)
+class DeltaChange:
+    """The weight delta with this number, its strength left aside; `relative` as for adapters."""
+
+    number: int
+    relative: float | None
+
+
+@dataclass(frozen=True)
 class AdapterChange:
     """The adapters' updates `B A`, all modules together.
 
@@ -57,12 +91,16 @@ class AdapterChange:
 
 @dataclass(frozen=True)
 class Difference:
-    """Everything that differs; `same` is equality of the profiles' identities."""
+    """Everything that differs; `same` is equality of the profiles' identities. What only one side has shows in the
+    fields, too: `gate` and `deltas` are of what both have."""
 
     same: bool
     fields: tuple[FieldChange, ...]
     vectors: tuple[VectorChange, ...]
     adapter: AdapterChange | None
+    terms: tuple[TermsChange, ...]
+    gate: GateChange | None
+    deltas: tuple[DeltaChange, ...]
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -76,6 +114,9 @@ def diff(first: Profile, second: Profile) -> Difference:
         tuple(_fields(first, second)),
         tuple(_vectors(first, second)),
         _adapters(first, second),
+        tuple(_terms(first, second)),
+        _gate(first, second),
+        tuple(_deltas(first, second)),
     )
 
 
@@ -101,28 +142,66 @@ def _fields(first: Profile, second: Profile) -> Iterator[FieldChange]:
             yield FieldChange(field, *("..." if d[field] is not None else None for d in documents))
 
 
+def _edits(profile: Profile) -> dict[tuple[int, str], Edit]:
+    """What is done at each layer to the tokens of each scope."""
+    scopes = dict.fromkeys(part.scope for part in profile.interventions)
+    return {
+        (layer, str(scope)): edit
+        for scope in scopes
+        for layer, edit in fold(part for part in profile.interventions if part.scope == scope).items()
+    }
+
+
 def _vectors(first: Profile, second: Profile) -> Iterator[VectorChange]:
-    sides = []
-    for profile in (first, second):
-        scopes = dict.fromkeys(part.scope for part in profile.interventions)
-        sides.append(
-            {
-                (layer, str(scope)): edit.vector
-                for scope in scopes
-                for layer, edit in fold(part for part in profile.interventions if part.scope == scope).items()
-                if edit.vector is not None
-            }
-        )
-    before, after = sides
+    before, after = ({k: e.vector for k, e in _edits(p).items() if e.vector is not None} for p in (first, second))
     for layer, tokens in sorted({*before, *after}):
         a, b = before.get((layer, tokens)), after.get((layer, tokens))
         if a is not None and b is not None and torch.equal(a, b):
             continue
         norms = [None if v is None else float(v.norm()) for v in (a, b)]
-        cosine = None
-        if a is not None and b is not None and all(norms) and a.shape == b.shape:
-            cosine = float(torch.cosine_similarity(a, b, dim=0))
+        cosine = None if a is None or b is None else _cosine(a, b)
         yield VectorChange(layer, tokens, norms[0], norms[1], cosine)
+
+
+def _cosine(a: torch.Tensor, b: torch.Tensor) -> float | None:
+    known = a.shape == b.shape and bool(a.any()) and bool(b.any())
+    return float(torch.cosine_similarity(a, b, dim=0)) if known else None
+
+
+def _terms(first: Profile, second: Profile) -> Iterator[TermsChange]:
+    before, after = ({k: e.low_rank for k, e in _edits(p).items() if e.low_rank is not None} for p in (first, second))
+    for layer, tokens in sorted({*before, *after}):
+        a, b = before.get((layer, tokens)), after.get((layer, tokens))
+        if a is None or b is None:
+            ranks = [None if side is None else side.rank for side in (a, b)]
+            yield TermsChange(layer, tokens, ranks[0], ranks[1], None)
+        elif not all(torch.equal(getattr(a, one.name), getattr(b, one.name)) for one in dataclass_fields(LowRank)):
+            maps = [Adapter(Path(), {"": (side.read, side.write.T)}) for side in (a, b)]
+            yield TermsChange(layer, tokens, a.rank, b.rank, _relative(*maps))
+
+
+def _gate(first: Profile, second: Profile) -> GateChange | None:
+    a, b = first.gate, second.gate
+    if a is None or b is None or torch.equal(a.vector, b.vector):
+        return None
+    return GateChange(_cosine(a.vector, b.vector))
+
+
+def _deltas(first: Profile, second: Profile) -> Iterator[DeltaChange]:
+    for number, (a, b) in enumerate(zip(first.deltas, second.deltas, strict=False)):
+        relative = _relative(_direction(a), _direction(b))
+        if relative != 0:
+            yield DeltaChange(number, relative)
+
+
+def _direction(delta: WeightDelta) -> Adapter:
+    """B+ A+ - B- A- as one adapter."""
+    plus, minus = read_adapter(delta.plus), read_adapter(delta.minus)
+    modules = dict(plus.modules)
+    for module, (a, b) in minus.modules.items():
+        other = modules.get(module)
+        modules[module] = (a, -b) if other is None else (torch.cat([other[0], a]), torch.cat([other[1], -b], 1))
+    return Adapter(delta.plus, modules)
 
 
 def _adapters(first: Profile, second: Profile) -> AdapterChange | None:
@@ -157,19 +236,43 @@ def table(found: Difference) -> str:
     lines = [] if not found.same else ["the same content; told apart by what does not count for it:"]
     lines += [f"{c.field}: {_said(c.before)} -> {_said(c.after)}" for c in found.fields]
     for v in found.vectors:
-        cosine = "unknown" if v.cosine is None else f"{v.cosine:.3f}"
-        cosine = "" if None in (v.norm_before, v.norm_after) else f", cosine {cosine}"
-        lines.append(f"layer {v.layer}, {v.tokens}: norm {_said(v.norm_before)} -> {_said(v.norm_after)}{cosine}")
+        cosine = "" if None in (v.norm_before, v.norm_after) else f", cosine {_known(v.cosine)}"
+        lines.append(f"layer {v.layer}, {v.tokens}: norm {_norms(v.norm_before, v.norm_after)}{cosine}")
+    for t in found.terms:
+        far = "" if None in (t.rank_before, t.rank_after) else f", {_far(t.relative)}"
+        lines.append(f"layer {t.layer}, {t.tokens}: terms {_said(t.rank_before)} -> {_said(t.rank_after)}{far}")
+    if found.gate is not None:
+        lines.append(f"gate: another vector, cosine {_known(found.gate.cosine)}")
+    lines += [f"weight_deltas.{d.number}: the direction {_far(d.relative)}" for d in found.deltas]
     if found.adapter is not None:
         had, has = ("an adapter" if side else "none" for side in (found.adapter.before, found.adapter.after))
-        if had != has:
-            lines.append(f"adapter: {had} -> {has}")
-        elif found.adapter.relative is None:
-            lines.append("adapter: the update differs, by how much of its norm is unknown")
-        else:
-            lines.append(f"adapter: the update differs by {found.adapter.relative:.1%} of its norm")
-    return "\n".join(lines)
+        lines.append(
+            f"adapter: {had} -> {has}" if had != has else f"adapter: the update {_far(found.adapter.relative)}"
+        )
+    return "\n".join(lines or ["the content differs, and does the same"])
 
 
 def _said(value: Any) -> str:
-    return "nothing" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+    return "nothing" if value is None else str(value)
+
+
+def _known(cosine: float | None) -> str:
+    return "unknown" if cosine is None else f"{cosine:.3f}"
+
+
+def _norms(before: float | None, after: float | None) -> str:
+    """Both numbers, with as many digits as tell them apart."""
+    for digits in (4, 8, 17):
+        said = ["nothing" if norm is None else f"{norm:.{digits}g}" for norm in (before, after)]
+        if said[0] != said[1] or before == after:
+            break
+    return " -> ".join(said)
+
+
+def _far(relative: float | None) -> str:
+    """How far two updates are apart, in words."""
+    if relative is None:
+        return "differs, by how much of its norm is unknown"
+    if relative == 0:
+        return "differs in biases or bounds alone"
+    return f"differs by {relative:.1%} of its norm" if relative >= 0.0005 else f"differs by {relative:.1g} of its norm"

@@ -18,7 +18,7 @@ from trimtab.home import file_sha256
 from trimtab.steering.adapter import WEIGHTS, read_adapter
 from trimtab.steering.diff import AdapterChange, diff, table
 from trimtab.steering.document import Document
-from trimtab.steering.profile import Profile, save_profile
+from trimtab.steering.profile import Profile, load_profile, save_profile
 from trimtab.steering.promotion import FOLDER
 from trimtab.steering.remote import Manifest, Remote
 from trimtab.steering.store import ProfileStore
@@ -315,6 +315,53 @@ def test_what_differs(tmp_path: Path) -> None:
     assert found.adapter is None
     same = diff(first, first)
     assert (same.same, same.fields, same.vectors, same.adapter) == (True, (), (), None)
+    assert (same.terms, same.gate, same.deltas) == ((), None, ())
+
+
+def test_what_only_tensors_change_is_told(tmp_path: Path, make_adapter: Callable[..., Path]) -> None:
+    """One document, other tensors: directions that are taken out, a trained bias, a condition, a weight delta."""
+    file = {"layer": 1, "file": "v.safetensors"}
+    data: dict[str, Any] = {"format": 1, "name": "x", "base": {"model": "m", "sha256": "a" * 64}}
+    data["interventions"] = [
+        {**file, "kind": "ablate", "tensor": "out"},
+        {**file, "kind": "loreft", "rotation": "r", "weight": "w", "bias": "b", "tokens": "generated"},
+    ]
+    data["gate"] = {**file, "tensor": "gate", "threshold": 0.1}
+    data["weight_deltas"] = [{"plus": "plus", "minus": "minus", "strength": 2.0}]
+    tensors = {"out": torch.eye(32)[0], "gate": torch.eye(32)[1], "b": torch.zeros(2)}
+    tensors |= {"r": torch.eye(32)[:2], "w": torch.eye(32)[2:4]}
+    folders = [make_adapter(name, seed) for seed, name in enumerate(("plus", "minus", "other"))]
+
+    def made(name: str, minus: int = 1, **changed: torch.Tensor) -> Profile:
+        adapters = {"plus": folders[0], "minus": folders[minus]}
+        files = {"v.safetensors": tensors | changed}
+        return save_profile(tmp_path / name, Document.model_validate(data), tensors=files, adapters=adapters)
+
+    first = made("first")
+    out = diff(first, made("out", out=torch.eye(32)[4]))
+    assert table(out) == "layer 1, all: terms 1 -> 1, differs by 141.4% of its norm"
+    assert out.terms[0].relative == pytest.approx(2**0.5)
+    bias = diff(first, made("bias", b=torch.ones(2)))
+    assert table(bias) == "layer 1, generated: terms 2 -> 2, differs in biases or bounds alone"
+    gate = diff(first, made("gate", gate=torch.eye(32)[1] + torch.eye(32)[2]))
+    assert table(gate) == "gate: another vector, cosine 0.707"
+    delta = diff(first, made("delta", minus=2))
+    plus, minus, other = (
+        torch.cat([(b @ a).flatten() for a, b in read_adapter(folder).modules.values()]) for folder in folders
+    )
+    wanted = float((minus - other).norm() / (plus - minus).norm())
+    assert delta.deltas[0].relative == pytest.approx(wanted, rel=1e-4)
+    assert table(delta).startswith("weight_deltas.0: the direction differs by ")
+    assert json.loads(json.dumps(delta.to_json()))["deltas"][0]["number"] == 0
+
+
+def test_what_differs_by_little_does_not_look_the_same(tmp_path: Path) -> None:
+    first, second = _write(tmp_path / "a", "1"), _write(tmp_path / "b", "2")
+    text = (second.directory / "profile.yaml").read_text()
+    (second.directory / "profile.yaml").write_text(text.replace("strength: 2.0", "strength: 2.00001"))
+    said = table(diff(first, load_profile(second.directory)))
+    assert "interventions.0.strength: 2.0 -> 2.00001" in said
+    assert "norm 2 -> 2.00001" in said
 
 
 def test_profiles_of_different_width_differ_by_what_is_unknown(
