@@ -273,6 +273,7 @@ def _with(document: Document, **fields: Any) -> Document:
 
 def _load(base: Path) -> tuple[Any, Any]:
     """The base model, float32, ready to read, and its tokenizer. Code that comes with a model is never run."""
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
@@ -282,8 +283,8 @@ def _load(base: Path) -> tuple[Any, Any]:
         model = AutoModelForCausalLM.from_pretrained(
             str(base), dtype="float32", local_files_only=True, use_safetensors=True
         )
-    except (OSError, ValueError, KeyError) as error:
-        first = str(error).strip().splitlines()[0]
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise BadInput(
             f"the base model does not load ({first})", where=str(base), fix="Give the folder of a Hugging Face model"
         ) from None
@@ -327,6 +328,8 @@ def report(profile: Profile, summary: Mapping[str, Any], *, as_json: bool) -> No
         table.add_row(*(_number(summary[k]) for k in ("norm", "plus_norm", "minus_norm", "cosine", "rank")))
         console.print(table)
     check = summary.get("check")
+    if check is None and "layers" in summary:
+        console.print("No pairs were held out, so nothing was checked: give more prompts, or hold out a larger share.")
     if check is not None:
         table = Table("strength", "margin (nats)", "positive preferred", title=f"{check['pairs']} held-out pairs")
         for point in check["points"]:

@@ -13,14 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from ..errors import BadInput, NotFound
 from .files import canonical_json
 
 
 class Pair(BaseModel):
-    """A prompt (an OpenAI conversation, with tools if any) and two completions, as the assistant would write them."""
+    """A prompt (an OpenAI conversation, with tools if any) and two completions, as the assistant would write them.
+
+    Attributes:
+        _place: the file and line it was read from, for errors; empty for one that was made.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -28,6 +32,7 @@ class Pair(BaseModel):
     tools: list[dict[str, Any]] | None = None
     positive: Annotated[str, Field(min_length=1)]
     negative: Annotated[str, Field(min_length=1)]
+    _place: str = PrivateAttr("")
 
     @property
     def prompt(self) -> str:
@@ -63,12 +68,16 @@ def read_pairs(path: Path) -> tuple[list[Pair], str]:
         try:
             pair = Pair.model_validate(json.loads(line.decode("utf-8")))
             same = pair.positive == pair.negative or not pair.prompt  # JSON in, JSON out: NaN is refused here
+            json.dumps(pair.model_dump(), ensure_ascii=False).encode()
+            pair._place = f"{where}: "
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             field = ".".join(str(part) for part in first["loc"]) or "the line"
             raise BadInput(
                 f"{field}: {first['msg']}", where=where, fix="A pair has messages, positive, negative and maybe tools"
             ) from None
+        except UnicodeEncodeError:
+            raise BadInput("half a surrogate pair is not text", where=where, fix="Leave it out") from None
         except (ValueError, RecursionError) as error:
             raise BadInput(f"not JSON ({error})", where=where, fix="Write one JSON object a line") from None
         if same:
@@ -88,7 +97,8 @@ def split(pairs: Sequence[Pair], held_out: float, seed: int) -> tuple[list[Pair]
         seed: draws the same split for the same pairs.
 
     Returns:
-        (learn, check), both in the file's order; check is empty when there are fewer than 2 prompts.
+        (learn, check), both in the file's order; check is empty where the share comes to half a prompt or less, as a
+        quarter of 2 prompts does.
     """
     if not 0 <= held_out < 1:
         raise BadInput(f"{held_out} is not a share from 0 to below 1", where="held-out share")
@@ -113,14 +123,16 @@ def encode(pair: Pair, tokenizer: Any) -> Encoded:
             tokenize=False,
         )
     except Exception as error:  # templates are programs and raise what they like
-        raise BadInput(f"the chat template refuses it ({error})", where="messages", fix="Correct the pair") from None
+        what = f"the chat template refuses it ({error})"
+        raise BadInput(what, where=f"{pair._place}messages", fix="Correct the pair") from None
 
     def ids(part: str) -> list[int]:
         return list(tokenizer(part, add_special_tokens=False)["input_ids"])
 
     encoded = Encoded(ids(text), ids(pair.positive), ids(pair.negative), tokenizer.eos_token_id)
     if not encoded.prompt or not encoded.positive or not encoded.negative:
-        raise BadInput("the prompt or a completion has no tokens", where="pair", fix="Write some text")
+        what = "the prompt or a completion has no tokens"
+        raise BadInput(what, where=f"{pair._place}pair", fix="Write some text")
     return encoded
 
 

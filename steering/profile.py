@@ -246,8 +246,10 @@ def check_free(directory: Path, *, replace: bool = False) -> bool:
     """Whether a profile is in `directory` that may be replaced; False when the place is free.
 
     Raises:
-        BadInput: it is taken by something that may not be replaced.
+        BadInput: it is taken by something that may not be replaced, or is `.` or `..`.
     """
+    if directory.name in ("", ".."):  # a folder is made beside it and takes its place, which needs a name
+        raise BadInput("has no name of its own", where=str(directory), fix="Name the folder to make, such as ./mine")
     taken = any(directory.iterdir()) if directory.is_dir() else directory.exists()  # an empty folder is free
     if taken and not replace:
         raise BadInput(

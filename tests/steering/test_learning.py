@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -152,6 +154,10 @@ def test_split_keeps_prompts_together(tmp_path: Path) -> None:
         ('{"messages": [{"role": "user"}], "positive": "a", "negative": "b", "x": 1}', "x:"),
         ('{"messages": [{"role": "user", "n": NaN}], "positive": "a", "negative": "b"}', "not JSON"),
         ("\ufffe\udcff", "not JSON"),
+        (
+            '{"messages": [{"role": "user", "content": "\\udc80"}], "positive": "a", "negative": "b"}',
+            "half a surrogate",
+        ),
     ],
 )
 def test_bad_pairs_name_the_line(tmp_path: Path, line: str, what: str) -> None:
@@ -170,6 +176,16 @@ def test_a_conversation_the_template_refuses(base: Path) -> None:
     message = {"role": "assistant", "content": None, "tool_calls": [broken]}
     with pytest.raises(BadInput, match="chat template refuses"):
         encode(Pair.model_validate({"messages": [message], "positive": "a", "negative": "b"}), tokenizer)
+
+
+def test_what_a_template_refuses_is_named_by_its_line(tmp_path: Path, base: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    broken = {"messages": [{"role": "assistant", "tool_calls": [{"id": "1"}]}], "positive": "a", "negative": "b"}
+    path.write_text("\n".join([json.dumps(example(1)), "", json.dumps(broken)]))
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    with pytest.raises(BadInput, match="chat template refuses") as caught:
+        _ = [encode(pair, tokenizer) for pair in read_pairs(path)[0]]
+    assert caught.value.where == f"{path}: line 3: messages"
 
 
 # -- the commands ------------------------------------------------------------------------------------------------
@@ -216,6 +232,23 @@ def test_learn_means_writes_a_profile(
         command(*words, "--name", "terse", store=store)
 
 
+def test_a_base_whose_weights_are_cut_short(tmp_path: Path, base: Path) -> None:
+    cut = Path(shutil.copytree(base, tmp_path / "cut"))
+    os.truncate(cut / "model.safetensors", 2000)
+    words = ["steer", "learn", "means", "--base", cut, "--pairs", pairs_file(tmp_path), "--layers", 1]
+    with pytest.raises(BadInput, match="the base model does not load") as caught:
+        command(*words, "--strength", 1, "--name", "x", store=ProfileStore(tmp_path / "store"))
+    assert caught.value.where == str(cut)
+
+
+def test_a_check_that_was_not_made_is_said(tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["steer", "learn", "means", "--base", base, "--layers", 1, "--strength", 1, "--name", "x", "--replace"]
+    for prompts in (2, 3):  # a quarter of 2 prompts is none of them
+        pairs = pairs_file(tmp_path, prompts)
+        assert command(*words, "--pairs", pairs, store=ProfileStore(tmp_path / "store")) == 0
+        assert ("nothing was checked" in capsys.readouterr().out) == (prompts == 2)
+
+
 def test_completions_that_do_not_differ_where_they_are_read(tmp_path: Path, base: Path) -> None:
     store = ProfileStore(tmp_path / "store")
     made = [{**example(n), "positive": f"Well, {n}!", "negative": f"Well, that is {n}."} for n in range(4)]
@@ -243,6 +276,7 @@ def test_numbers_that_nothing_can_be_learned_with_are_found_before_any_work(
         (["--pairs", many, "--strength", 1, "--held-out", 0, "--plot", plot], "leaves no pair to check with"),
         (["--pairs", one, "--strength", 1, "--plot", plot], "leaves no pair to check with"),
         (["--pairs", many, "--strength", 1, "--tokens", "prompt", "--steps", "answer"], "no token can ever be in"),
+        (["--pairs", many, "--strength", 1, "--out", "."], "has no name of its own"),
     ]
     for more, what in cases:
         with pytest.raises(BadInput, match=what):
