@@ -110,9 +110,11 @@ class Edit:
 
 @dataclass(frozen=True, eq=False)
 class Gate:
-    """A condition on the residual under which a profile acts (conditional steering, arXiv 2409.05907, section 3).
+    """A condition on the residual under which a profile acts (conditional steering, after arXiv 2409.05907, section 3).
 
     A token passes when the cosine of h = resid_post[layer] and `vector` is above `threshold` (`above`) or not (else).
+    The cosine is signed. The paper takes that of h and its projection on the vector, or of a tanh of this, which is
+    |cosine| or nearly so.
 
     Attributes:
         layer: where h is read, before any edit of this layer; a profile acts at this layer and later ones only.

@@ -37,7 +37,7 @@ class GateTable(NamedTuple):
 
     Attributes:
         vector: by row, of unit length, [rows, hidden_size], float32; zeros where the row has no condition here.
-        threshold: by row, [rows]: the cosine that is compared with.
+        threshold: by row, [rows]: the signed cosine that is compared with.
         sign: by row, [rows]: 1 passes above the threshold, -1 at or below it, 0 has no condition here.
     """
 
@@ -84,7 +84,8 @@ def added(table: LayerTable, rows: torch.Tensor, total: torch.Tensor, gate: torc
 
 
 def passes(gates: GateTable, rows: torch.Tensor, total: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Whether each token has a condition at this layer, and whether it passes: two of [N], bool."""
+    """Whether each token has a condition at this layer, and whether it passes: two of [N], bool. The cosine is signed
+    (see `intervention.Gate`)."""
     sign = torch.index_select(gates.sign, 0, rows)
     state = total.to(torch.float32)
     dot = (state * torch.index_select(gates.vector, 0, rows)).sum(-1)

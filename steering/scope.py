@@ -28,6 +28,7 @@ STEPS: Final[tuple[Step, ...]] = ("decide", "arguments", "answer")
 
 CALL, CLOSE = "<tool_call>", "</tool_call>"
 """Between these a call stands, in the Hermes form."""
+_OPENINGS = tuple(CALL[:n] for n in range(1, len(CALL)))
 
 MOST_PLACES = 64
 """Bound on `first`, `last` and the positions of a scope: each place may need a row of its own."""
@@ -156,12 +157,12 @@ def step_of(text: str) -> Step:
     """What a model that has said `text` is about.
 
     Before the first word, and after a call, it decides; inside a call it writes name and arguments; else it answers.
-    While what stands there may still become `<tool_call>`, it decides.
+    While what stands at the end may still become `<tool_call>`, it decides, words before it or not.
     """
     rest = text.rpartition(CLOSE)[2]
     if CALL in rest:
         return "arguments"
-    return "decide" if CALL.startswith(rest.strip()) else "answer"
+    return "decide" if not rest.strip() or rest.endswith(_OPENINGS) else "answer"
 
 
 def masks(

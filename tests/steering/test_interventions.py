@@ -285,6 +285,7 @@ def test_scopes_say_what_they_mean() -> None:
         ('<tool_call>\n{"name": "a"', "arguments"), ("<tool_call>x</tool_call>", "decide"),
         ("<tool_call>x</tool_call>\n<tool_call>", "arguments"), ("Sure", "answer"), ("<b>", "answer"),
         ("Sure. <tool_call>", "arguments"), ("<tool_call>x</tool_call> Done", "answer"),
+        ("Let me look.\n<tool_", "decide"), ("x <", "decide"), ("x <b", "answer"), ("<tool_\n", "answer"),
     ],
 )  # fmt: skip
 def test_what_a_model_is_about_shows_in_what_it_said(text: str, step: str) -> None:
