@@ -153,17 +153,32 @@ def canonical_json(data: object) -> str:
 
 
 def model_sha256(directory: Path) -> str:
-    """The identity of a base model: the SHA-256 of its model.safetensors, or of the list of its shards' hashes.
+    """The identity of a base model: the SHA-256 of its model.safetensors, or of the list of its shards' hashes. The
+    shards are those that the index names; without one, all that lie there.
 
     Raises:
         NotFound: there are no safetensors weights in the folder.
+        BadInput: the index is broken, or a shard that it names is missing.
     """
     single = directory / "model.safetensors"
     if single.is_file():
         return file_sha256(single)
-    shards = sorted(directory.glob("model-*.safetensors"))
-    if not shards:
+    index = directory / "model.safetensors.index.json"
+    names = _indexed(index) if index.is_file() else sorted(p.name for p in directory.glob("model-*.safetensors"))
+    if not names:
         raise NotFound(
             "no model.safetensors", where=str(directory), fix="Give the folder of a Hugging Face model in safetensors"
         )
-    return hashlib.sha256("".join(f"{p.name} {file_sha256(p)}\n" for p in shards).encode()).hexdigest()
+    for name in names:
+        if Path(name).name != name or not (directory / name).is_file():
+            raise BadInput(f"shard {name!r} is missing", where=f"{index}: weight_map", fix="Download the model again")
+    lines = [f"{name} {file_sha256(directory / name)}\n" for name in names]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _indexed(index: Path) -> list[str]:
+    """The shards that an index names, which may be longer than other JSON here. Raises BadInput."""
+    try:
+        return sorted({str(name) for name in json.loads(index.read_bytes())["weight_map"].values()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise BadInput("not an index of shards", where=str(index), fix="Download the model again") from None

@@ -262,7 +262,19 @@ def some(names: Sequence[str], most: int = SHOWN) -> str:
     return ", ".join(names[:most]) + (f" and {more:,} more" if more > 0 else "")
 
 
+_CANDIDATES = ("dev", "alpha", "beta", "pre", "preview", "rc")
+"""Words of a version that is older than the one without them, the oldest first."""
+
+
 def version_key(version: str) -> list[tuple[int, int, str]]:
-    """Versions order as people read them: 2 before 10, 1.0 before 1.0.1."""
-    parts = re.findall(r"\d+|[^\d.]+", version)
-    return [(1, int(part), "") if part.isdecimal() else (0, 0, part) for part in parts]
+    """Versions order as people read them: 2 before 10, 1.0 before 1.0.1, and 1.0-rc1 before 1.0."""
+    key = []
+    for part in re.findall(r"\d+|[^\d.]+", version):
+        word = part.strip("+_-").lower()
+        if part.isdecimal():
+            key.append((1, int(part), ""))
+        elif word in _CANDIDATES:
+            key.append((-2, _CANDIDATES.index(word), part))
+        else:
+            key.append((0, 0, part))
+    return [*key, (-1, 0, "")]  # the end: after candidates, before all else that may follow

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 from trimtab.errors import BadInput, NotFound
+from trimtab.home import file_sha256
 from trimtab.models.card import embedded_models, find_model
+from trimtab.steering.files import model_sha256
 
 
 def test_a_folder_is_read(tiny_model: Path) -> None:
@@ -46,11 +48,17 @@ def test_shards_have_one_hash_that_depends_on_each(tiny_model: Path, tmp_path: P
     index = {"weight_map": {"x": "b.safetensors", "y": "a.safetensors", "z": "a.safetensors"}}
     (copy / "model.safetensors.index.json").write_text(json.dumps(index))
     first = find_model(copy).sha256
+    (copy / "model-00009-of-00009.safetensors").write_bytes(b"left over from another download")
+    assert first == find_model(copy).sha256 == model_sha256(copy)
     (copy / "b.safetensors").write_bytes(b"longer")
     assert find_model(copy).sha256 != first
     (copy / "b.safetensors").unlink()
-    with pytest.raises(BadInput, match=r"shard 'b.safetensors' is missing"):
-        find_model(copy)
+    for identity in (find_model, model_sha256):
+        with pytest.raises(BadInput, match=r"shard 'b.safetensors' is missing"):
+            identity(copy)
+    (copy / "model.safetensors.index.json").unlink()
+    lines = f"model-00009-of-00009.safetensors {file_sha256(copy / 'model-00009-of-00009.safetensors')}\n"
+    assert model_sha256(copy) == hashlib.sha256(lines.encode()).hexdigest()  # all there are, where nothing names them
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:

@@ -13,7 +13,7 @@ from trimtab.steering.bank import Bank
 from trimtab.steering.document import Document
 from trimtab.steering.listing import print_list
 from trimtab.steering.profile import Profile, load_profile, save_profile
-from trimtab.steering.store import ProfileStore
+from trimtab.steering.store import ProfileStore, version_key
 
 
 def write(
@@ -32,6 +32,17 @@ def store(tmp_path: Path) -> ProfileStore:
     write(shipped / "terse", "terse")
     write(shipped / "calm", "calm")
     return ProfileStore(tmp_path / "mine", shipped)
+
+
+def test_versions_order_as_people_read_them() -> None:
+    order = "0.9 1.0-dev 1.0-alpha 1.0.beta.2 1.0-rc2 1.0-rc10 1.0 1.0b 1.0.1 2-rc1 2 10".split()
+    assert sorted({*order}, key=version_key) == order
+
+
+def test_a_candidate_does_not_take_the_place_of_what_came_out(store: ProfileStore, tmp_path: Path) -> None:
+    for version in ("20", "20-rc1"):
+        store.save(write(tmp_path / version, "terse", version).directory)
+    assert store.get("terse").version == "20"
 
 
 def test_names_versions_and_hashes(store: ProfileStore, tmp_path: Path) -> None:
