@@ -206,7 +206,8 @@ class Bank:
 
     def _write_gate(self, gate: Gate, row: int) -> None:
         gates = self._gates(gate.layer)
-        gates.vector[row].copy_(gate.vector / gate.vector.norm())
+        vector = gate.vector.to(torch.float64)  # whose square is a number, however long or short it is
+        gates.vector[row].copy_(vector / vector.norm())
         gates.threshold[row] = gate.threshold
         gates.sign[row] = 1.0 if gate.above else -1.0
 

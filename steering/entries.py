@@ -249,6 +249,6 @@ class GateEntry(Strict):
 
     def gate(self, vector: torch.Tensor) -> Gate:
         """The gate. Raises BadInput for a vector that has no direction."""
-        if vector.dim() != 1 or not vector.norm() > 0:
+        if vector.dim() != 1 or not vector.any():
             raise BadInput("a condition is one vector that is not zero", where="tensor")
         return Gate(self.layer, vector, self.threshold, self.passes == "above", self.hold == "prompt")

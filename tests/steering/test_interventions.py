@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from trimtab.errors import BadInput, LimitExceeded
 from trimtab.steering import terms
 from trimtab.steering.bank import Bank, terms_needed
+from trimtab.steering.entries import GateEntry
 from trimtab.steering.hooks import reading, steered
 from trimtab.steering.intervention import Gate, Intervention, LowRank, variants
 from trimtab.steering.kernel import added
@@ -197,6 +198,20 @@ def test_a_held_gate_is_decided_once_at_the_prompts_end(
     at = Scope(at=tuple(range(prompt - 1, ids.shape[1])))
     with steered(model, [Intervention(1, vector, at)] if passing else [], prompt):
         torch.testing.assert_close(whole, logits(model, ids))
+
+
+@pytest.mark.parametrize("size", [1e-25, 1e25])
+def test_a_condition_has_a_direction_whatever_its_length(size: float) -> None:
+    entry = GateEntry(layer=0, file="v.safetensors", tensor="v", threshold=0.5)
+    units = []
+    for vector in (draw(3), draw(3) * size):
+        bank = Bank(1, H, 2, gated=True)
+        bank.add_variants("x", "x", variants([Intervention(0, draw(4))]), entry.gate(vector))
+        table = bank.table(0).gates
+        assert table is not None
+        units.append(table.vector[1])
+    torch.testing.assert_close(units[0].norm(), torch.tensor(1.0))
+    torch.testing.assert_close(units[1], units[0])
 
 
 SCOPES = (
