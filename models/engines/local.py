@@ -337,7 +337,7 @@ def _check(sampling: Sampling) -> None:
     for field, good, fix in (
         ("temperature", 0 <= sampling.temperature < math.inf, "Give a number from 0 on"),
         ("top_p", 0 < sampling.top_p <= 1, "Give a share above 0, at most 1"),
-        ("max_tokens", sampling.max_tokens >= 1, "Give at least 1"),
+        ("max_tokens", sampling.longest >= 1, "Give at least 1"),
         ("seed", -(2**63) <= seed < 2**63, "Give a whole number of at most 64 bits"),
     ):
         if not good:
