@@ -187,10 +187,13 @@ def outcome_of(
         calls.append(Called(step.tool, text, bool(step.ok), None if step.ok else _fault(step.tool, text, tools)))
     if result is None:
         why = broken if broken or limit else "the run ended without a result"
-        return Outcome(None, tuple(calls), limit, why)
+        return Outcome(None, tuple(calls), limit, broken=why)
     stop = result.stopped
-    spent = stop is not None and stop.kind in ("steps", "tokens", "seconds", "tool_calls", "loop")
-    return Outcome(result.answer, tuple(calls), stop.reason if stop is not None and spent else None)
+    if stop is None:
+        return Outcome(result.answer, tuple(calls))
+    if stop.kind in ("steps", "tokens", "seconds", "tool_calls", "loop"):
+        return Outcome(result.answer, tuple(calls), stop.reason)
+    return Outcome(result.answer, tuple(calls), stopped=(stop.kind, stop.reason))
 
 
 def _fault(name: str, arguments: str, tools: Toolset) -> Literal["malformed", "unknown_tool"] | None:

@@ -6,6 +6,7 @@
     wrong_arguments  the right tools with other arguments than the reference path
     tool_error       the last call failed in the tool
     loop             a budget ran out, or the same call was made three times
+    empty, ...       the agent stopped the run without an answer: the stop's own kind, where no code above says it
     wrong_answer     the answer lacks something it must contain
     wrong_state      the world afterwards is not the expected one
     engine_error     the engine or the machinery failed: counted and shown, and no failure of the model
@@ -24,17 +25,6 @@ from typing import Any, Literal
 
 from .suite import Task
 
-Code = Literal[
-    "no_call",
-    "malformed_call",
-    "wrong_tool",
-    "wrong_arguments",
-    "tool_error",
-    "loop",
-    "wrong_answer",
-    "wrong_state",
-    "engine_error",
-]
 ORDERED_BY: dict[str, tuple[str, ...]] = {
     "events": ("date", "time", "title"),
     "contacts": ("name",),
@@ -59,11 +49,18 @@ class Called:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run left behind. `broken` is the message of an infrastructure error, `limit` that of a spent budget."""
+    """What a run left behind.
+
+    Attributes:
+        limit: the message of a spent budget.
+        stopped: kind and reason of any other stop, such as an empty reply; a run that was stopped has no answer.
+        broken: the message of an infrastructure error.
+    """
 
     answer: str | None
     calls: tuple[Called, ...] = ()
     limit: str | None = None
+    stopped: tuple[str, str] | None = None
     broken: str | None = None
 
 
@@ -72,7 +69,7 @@ class Score:
     """`success` is None where the infrastructure failed; `code` and `reason` are None on success."""
 
     success: bool | None
-    code: Code | None = None
+    code: str | None = None
     reason: str | None = None
 
 
@@ -86,7 +83,7 @@ def score(task: Task, outcome: Outcome, before: Mapping[str, Any], after: Mappin
         return Score(None, "engine_error", outcome.broken)
     missing = missing_from_answer(task.expect.answer, outcome.answer)
     touched = state_differences(task.expect.state, before, after)
-    if outcome.limit is None and not missing and not touched:
+    if outcome.limit is None and outcome.stopped is None and not missing and not touched:
         return Score(True)
     code, reason = _diagnose(task, outcome)
     if code is not None:
@@ -149,11 +146,13 @@ def _short(value: Any) -> str:
     return text if len(text) <= 120 else text[:117] + "..."
 
 
-def _diagnose(task: Task, outcome: Outcome) -> tuple[Code | None, str | None]:
+def _diagnose(task: Task, outcome: Outcome) -> tuple[str | None, str | None]:
     """The first thing that went wrong on the way, if any step of the way tells."""
     calls = outcome.calls
     if outcome.limit is not None:
         return "loop", outcome.limit
+    if outcome.stopped is not None:
+        return _stopped(*outcome.stopped, calls)
     repeated = Counter((c.name, c.arguments) for c in calls).most_common(1)
     if repeated and repeated[0][1] >= LOOP:
         return "loop", f"{repeated[0][0][0]} was called {repeated[0][1]} times with the same arguments"
@@ -176,6 +175,12 @@ def _diagnose(task: Task, outcome: Outcome) -> tuple[Code | None, str | None]:
     if calls and not calls[-1].ok:
         return "tool_error", f"{calls[-1].name} {calls[-1].arguments}"[:200]
     return None, None
+
+
+def _stopped(kind: str, reason: str, calls: Sequence[Called]) -> tuple[str, str]:
+    if kind != "invalid":
+        return kind, reason
+    return "wrong_tool" if calls and calls[-1].fault == "unknown_tool" else "malformed_call", reason
 
 
 def _listed(names: Counter[str]) -> str:

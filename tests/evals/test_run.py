@@ -101,6 +101,26 @@ async def test_failures_get_their_code(tmp_path: Path, script: list[Any], code: 
     assert record.reason
 
 
+@pytest.mark.parametrize(
+    ("script", "code"),
+    [
+        ([""] * 2, "empty"),
+        ([call("add_todo", item="item0"), *[""] * 2], "empty"),
+        ([call("buy", item="x")] * 2, "wrong_tool"),
+        (['<tool_call>{"name": "add_todo", "argu'] * 2, "malformed_call"),
+    ],
+)
+async def test_a_stopped_run_is_no_success_where_no_answer_is_looked_for(
+    tmp_path: Path, script: list[Any], code: str
+) -> None:
+    changed = len(script) > 2
+    expect: dict[str, Any] = {"state": {"todos": ["milk", "item0"]} if changed else {}}
+    suite = suite_of(tmp_path, {**add(0), "expect": expect})
+    (record,) = (await run_suite(suite, build_with(ReplayEngine(script)), ARM)).records
+    assert (record.success, record.code) == (False, code), record
+    assert record.reason
+
+
 async def test_an_interrupted_evaluation_goes_on(tmp_path: Path) -> None:
     suite = suite_of(tmp_path, *(add(i) for i in range(6)))
     file = tmp_path / "records" / "run.jsonl"

@@ -140,6 +140,10 @@ REFERENCE = (("convert_units", {"value": 5, "from_unit": "miles"}),)
         (Outcome("9", (ran("convert_units", '{"value": 5.0, "from_unit": "Miles"}'),)), "wrong_answer"),
         (Outcome("9", (ran("convert_units"),) * 3), "loop"),
         (Outcome("8", (ran("convert_units"),), limit="8 steps are spent"), "loop"),
+        (Outcome("8", stopped=("empty", "the answer was empty")), "empty"),
+        (Outcome("8", stopped=("cut off", "the answer was too long")), "cut off"),
+        (Outcome("8", (ran("convert_units"),), stopped=("invalid", "invalid call (x)")), "malformed_call"),
+        (Outcome("8", (Called("buy", "{}", False, "unknown_tool"),), stopped=("invalid", "no such tool")), "wrong_tool"),
         (Outcome(None, broken="the server went away"), "engine_error"),
     ],
 )
