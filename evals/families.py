@@ -25,7 +25,7 @@ from .arms import Side, dtype_of, side
 from .evaluate import open_sides, record_folder
 from .families_bars import ABSTENTION, UNSEEN, VALID, Abstention, Bar, Share, abstention, mean, share_bar, task_bars
 from .families_behaviour import Seen, prompts, seen
-from .families_calls import Watched, ask_all
+from .families_calls import Watched, ask_all, silent
 from .families_tasks import Tally, family_suite, measure_tasks
 from .families_unseen import COUNT, Probe, abstention_probes, exact, missed, unseen_probes
 from .progress import shown
@@ -162,14 +162,14 @@ async def measure(asked: Asked, chosen: Side, engine: Engine, folder: Path) -> F
     constrained = await _probe(engine, "unseen tools, constrained", probes, asked, constrained=True)
     free = await _probe(watched, "unseen tools, free", probes, asked)
     halves = abstention_probes(asked.probes)
-    replies = await _probe(engine, "abstention", halves, asked)
+    replies = await _probe(watched, "abstention", halves, asked)
     behaviours = [await _behave(engine, axis, one, asked) for axis in AXES for one in (True, False, None)]
     return Found(
         adapters=adapters,
         bare=bare,
         constrained=_exactness(probes, constrained),
         free=_exactness(probes, free),
-        abstention=abstention([(p.wanted is None, not r.tool_calls) for p, r in zip(halves, replies, strict=True)]),
+        abstention=abstention([(p.wanted is None, silent(r)) for p, r in zip(halves, replies, strict=True)]),
         behaviours=[one for one in behaviours if one is not None],
         calls=watched.valid,
         misfits=watched.misfits,

@@ -100,14 +100,14 @@ def task_bars(adapters: Mapping[str, Share | None], bare: Mapping[str, Share | N
 
 @dataclass(frozen=True)
 class Abstention:
-    """Making no call, against whether no offered tool fitted. Positive: no call was made."""
+    """Answering without a call, against whether no offered tool fitted. Positive: answered without one."""
 
     precision: Share
     recall: Share
 
 
 def abstention(outcomes: Sequence[tuple[bool, bool]]) -> Abstention:
-    """From pairs (no offered tool fits, no call was made)."""
+    """From pairs (no offered tool fits, answered without a call)."""
     return Abstention(
         precision=Share.of(absent for absent, silent in outcomes if silent),
         recall=Share.of(silent for absent, silent in outcomes if absent),

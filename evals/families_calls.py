@@ -82,6 +82,12 @@ def call_fits(name: str, arguments: str, tools: Sequence[Mapping[str, Any]]) -> 
     return name in schemas and isinstance(value, dict) and fits(value, {"type": "object", **schemas[name]})
 
 
+def silent(message: Message) -> bool:
+    """Whether a reply answers without a call: it says something, and no call stands in it, a broken one neither."""
+    text = message.content or ""
+    return not message.tool_calls and OPEN not in text and bool(text.strip())
+
+
 def parsed(arguments: str) -> Any:
     """The JSON value of a call's arguments; None for what is none."""
     try:

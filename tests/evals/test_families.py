@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from trimtab.agent.testing import ReplayEngine
 from trimtab.cli import main
 from trimtab.evals import families
+from trimtab.evals.arms import side
 from trimtab.evals.families_bars import Abstention, Bar, Share, abstention, mean, share_bar, task_bars
 from trimtab.evals.families_behaviour import Prompts, prompts, seen, shown_side
 from trimtab.evals.families_calls import Watched, call_fits, fits, same
@@ -162,6 +164,29 @@ async def test_calls_are_counted_as_they_are_written() -> None:
         await watched.chat(ChatRequest((user("x"),), (SPEC,)))
     assert watched.valid == Share(1, 3)
     assert len(watched.misfits) == 2
+
+
+@pytest.mark.parametrize(
+    ("reply", "calls", "abstained"),
+    [
+        (said("I have no tool for that."), 0, True),
+        (said(None), 0, False),
+        (said(" "), 0, False),
+        (said('<tool_call>\n{"name": "f", "arguments": {"a": }}\n</tool_call>'), 1, False),
+        (said(None, ("f", {})), 1, False),
+    ],
+)
+async def test_a_broken_call_and_an_empty_reply_are_no_abstention(
+    reply: Message, calls: int, abstained: bool, tmp_path: Path
+) -> None:
+    def script(request: ChatRequest) -> Message:
+        fits_none = any(request == probe.request() for probe in abstention_probes(2) if probe.wanted is None)
+        return reply if fits_none else said("Well.")
+
+    asked = families.Asked("test", ("calc",), 1, 1)
+    found = await families.measure(asked, side(SMALL, "vllm"), ReplayEngine(script), tmp_path)
+    assert found.abstention.recall == Share(int(abstained), 1)
+    assert found.calls == Share(0, calls)  # what is called where nothing fits counts, too
 
 
 # --- tasks ---
