@@ -240,6 +240,6 @@ def notes(comparison: Comparison) -> list[str]:
             lines[f"The price of {name} is not known."] = None
         lines.update(dict.fromkeys(summary.spending.assumptions))
         lines[f"{arm.label}: up to {arm.concurrency} tasks at once; latency is of whole tasks under that load."] = None
-        if summary.spending.joules_per_task is None:
+        if summary.spending.joules is None:
             lines["Energy could not be measured on this machine."] = None
     return list(lines)

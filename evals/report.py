@@ -59,7 +59,7 @@ def dollars(value: Any) -> str:
 
 def per_success(summary: Summary) -> str:
     """Dollars per successful task. An unknown price and a price nobody can pay for success are not the same."""
-    if summary.spending.dollars_per_task is not None and summary.successes == 0:
+    if summary.spending.dollars is not None and summary.successes == 0:
         return "no success"
     return dollars(summary.spending.dollars_per_success)
 

@@ -31,6 +31,28 @@ def test_a_machine_is_charged_for_its_wall_time_however_requests_overlap() -> No
     assert any("3.60" in line for line in got.assumptions)
 
 
+def test_every_machine_is_charged_for_the_whole_wall_time() -> None:
+    prices = {**PRICES, "big": Price(machine_hour=Decimal("36"))}
+    # One task of 10 s: the small model answers for 1 s of it, and waits for another for 9 s.
+    for other, price in (("hosted", Decimal("0.0003")), ("big", Decimal("0.1"))):
+        spent = Spent("own", Usage(100, 50), 1.0), Spent(other, Usage(100, 50), 9.0)
+        got = spending([Work(True, 10.0, spent)], prices, wall_seconds=10.0, joules=None)
+        assert got.dollars == pytest.approx(Decimal("0.01") + price)
+
+
+def test_broken_runs_are_paid_for_but_are_no_tasks() -> None:
+    runs = [*[work(True, "hosted", 1.0)] * 5, *[Work(None, 0.0, ())] * 4, work(None, "hosted", 1.0)]
+    got = spending(runs, PRICES, wall_seconds=6.0, joules=90.0)
+    assert got.tokens_per_task == 150.0
+    assert got.dollars_per_task == Decimal("0.0003")
+    assert got.dollars == Decimal("0.0018")
+    assert got.dollars_per_success == Decimal("0.00036")
+    assert (got.joules, got.joules_per_task, got.joules_per_success) == (90.0, None, 18.0)
+    nothing = spending([work(None, "hosted", 1.0)], PRICES, wall_seconds=1.0, joules=None)
+    assert (nothing.tokens_per_task, nothing.dollars_per_task, nothing.dollars) == (None, None, Decimal("0.0003"))
+    assert nothing.require_dollars() == Decimal("0.0003")
+
+
 def test_tokens_are_charged_whatever_the_clock_says() -> None:
     got = spending([work(True, "hosted", 9.0), work(False, "hosted", 1.0)], PRICES, wall_seconds=77.0, joules=None)
     assert got.dollars == Decimal("0.0006")

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from trimtab.agent.testing import ReplayEngine
 from trimtab.cli import main
 from trimtab.evals import families
-from trimtab.evals.arms import side
+from trimtab.evals.arms import Side
 from trimtab.evals.families_bars import Abstention, Bar, Share, abstention, mean, share_bar, task_bars
 from trimtab.evals.families_behaviour import Prompts, prompts, seen, shown_side
 from trimtab.evals.families_calls import Watched, call_fits, fits, same
@@ -184,7 +184,7 @@ async def test_a_broken_call_and_an_empty_reply_are_no_abstention(
         return reply if fits_none else said("Well.")
 
     asked = families.Asked("test", ("calc",), 1, 1)
-    found = await families.measure(asked, side(SMALL, "vllm"), ReplayEngine(script), tmp_path)
+    found = await families.measure(asked, Side(SMALL, "vllm"), ReplayEngine(script), tmp_path)
     assert found.abstention.recall == Share(int(abstained), 1)
     assert found.calls == Share(0, calls)  # what is called where nothing fits counts, too
 

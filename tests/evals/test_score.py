@@ -143,7 +143,10 @@ REFERENCE = (("convert_units", {"value": 5, "from_unit": "miles"}),)
         (Outcome("8", stopped=("empty", "the answer was empty")), "empty"),
         (Outcome("8", stopped=("cut off", "the answer was too long")), "cut off"),
         (Outcome("8", (ran("convert_units"),), stopped=("invalid", "invalid call (x)")), "malformed_call"),
-        (Outcome("8", (Called("buy", "{}", False, "unknown_tool"),), stopped=("invalid", "no such tool")), "wrong_tool"),
+        (
+            Outcome("8", (Called("buy", "{}", False, "unknown_tool"),), stopped=("invalid", "no such tool")),
+            "wrong_tool",
+        ),
         (Outcome(None, broken="the server went away"), "engine_error"),
     ],
 )
