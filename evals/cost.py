@@ -86,7 +86,7 @@ class Spending:
             raise Unknown(
                 f"the price is not known for: {names}",
                 fix="Add the model to the price file: input_cost_per_token and output_cost_per_token, "
-                "or machine_cost_per_hour.",
+                "or machine_cost_per_hour. A price per token also needs an engine that counts tokens.",
             )
         return self.dollars
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from ..arguments import need_place
 from ..errors import BadInput, Unknown, printable
 from ..home import home
-from ..models.price import Prices, load_prices
+from ..models.chat import Usage
+from ..models.price import Prices, cost, load_prices
 from . import report
 from .arms import AUTO, Side, arm_of, builder, identity, open_side, require_here, require_profile, side
 from .compare import Summary, compare_evaluations, notes, summarise, verdict
@@ -46,8 +47,7 @@ async def evaluate(args: argparse.Namespace) -> int:
         try:
             evaluation = await run_arm(suite, chosen, arm, engine, trials=args.trials, records=records, quiet=args.json)
             summary = summarise(evaluation, prices)
-            if args.prices is not None:
-                summary.spending.require_dollars()
+            lacking = unpriced(args, summary)
         except BaseException:
             print(f"recorded so far: {records} (go on with --resume {records})", file=sys.stderr)
             raise
@@ -56,17 +56,18 @@ async def evaluate(args: argparse.Namespace) -> int:
             "suite": suite.name,
             "suite_sha256": suite.sha256,
             **summary.to_json(),
+            **({} if lacking is None else {"error": lacking.as_dict()}),
             "wall_seconds": evaluation.wall_seconds,
             "records": str(records),
             "tasks": [r.to_json() for r in evaluation.records],
         }
-        print(json.dumps(document, indent=2, ensure_ascii=False))
+        print(json.dumps(document, indent=2, ensure_ascii=False), flush=True)
     else:
         print_table(f"Suite {suite.name}", summary)
         for line in summary.spending.assumptions:
             print(printable(f"- {line}"))
-        print(f"Records: {records}")
-    return 0
+        print(f"Records: {records}", flush=True)
+    return ended(lacking)
 
 
 async def compare_arms(args: argparse.Namespace) -> int:
@@ -95,9 +96,7 @@ async def compare_arms(args: argparse.Namespace) -> int:
             left = await run_arm(suite, small, arms[0], first, large=hand_on, records=files[0], quiet=args.json)
             right = await run_arm(suite, large, arms[1], second, records=files[1], quiet=args.json)
             comparison = compare_evaluations(left, right, prices, margin=args.margin)
-            if args.prices is not None:
-                for summary in (comparison.small, comparison.large):
-                    summary.spending.require_dollars()
+            lacking = unpriced(args, comparison.small, comparison.large)
         except BaseException:
             if begun := [str(file) for file in files if file.exists()]:
                 print(f"recorded so far: {', '.join(begun)}", file=sys.stderr)
@@ -105,7 +104,8 @@ async def compare_arms(args: argparse.Namespace) -> int:
     # What was found is shown before anything else can fail.
     if args.json:
         places = [] if args.report is None else report.report_files(args.report)
-        more = {"report": [str(path) for path in places], "records": [str(file) for file in files]}
+        more: dict[str, Any] = {"report": [str(path) for path in places], "records": [str(file) for file in files]}
+        more |= {} if lacking is None else {"error": lacking.as_dict()}
         print(json.dumps(comparison.to_json() | more, indent=2, ensure_ascii=False), flush=True)
     else:
         print_table(f"Suite {suite.name}", comparison.small, comparison.large)
@@ -116,8 +116,8 @@ async def compare_arms(args: argparse.Namespace) -> int:
     if args.report is not None:
         written = report.write_report(comparison, args.report)
         if not args.json:
-            print(f"Written: {', '.join(map(str, written))}")
-    return 0
+            print(f"Written: {', '.join(map(str, written))}", flush=True)
+    return ended(lacking)
 
 
 async def run_arm(
@@ -178,14 +178,33 @@ async def _held(stack: AsyncExitStack, manager: Any) -> Any:
 
 
 def require_price(arm: Arm, prices: Prices) -> None:
-    """Raises Unknown, before anything is spent, when a model of the arm has no price."""
+    """Raises Unknown, before anything is spent, when a model of the arm has no price that one can reckon with."""
     for model in filter(None, (arm.model, arm.large)):
-        if model not in prices:
+        if cost(Usage(0, 0), 0.0, model, prices) is None:
+            half = model in prices and "an entry, but no price follows from it"
             raise Unknown(
-                f"model {model!r} has no price",
+                f"model {model!r} has {half or 'no price'}",
                 where="--prices",
-                fix="Add it: input_cost_per_token and output_cost_per_token, or machine_cost_per_hour.",
+                fix="Give input_cost_per_token and output_cost_per_token, cost_per_second or machine_cost_per_hour.",
             )
+
+
+def unpriced(args: argparse.Namespace, *summaries: Summary) -> Unknown | None:
+    """What is wrong where prices were asked for and one is not known after all: an engine may not count its tokens."""
+    try:
+        for summary in summaries if args.prices is not None else ():
+            summary.spending.require_dollars()
+    except Unknown as error:
+        return error
+    return None
+
+
+def ended(lacking: Unknown | None) -> int:
+    """The exit code, once all that was measured is shown: that alone is no reason to withhold it."""
+    if lacking is None:
+        return 0
+    print(printable(f"trimtab: {lacking}"), file=sys.stderr)
+    return lacking.exit_code
 
 
 def record_folder() -> Path:

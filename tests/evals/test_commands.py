@@ -23,13 +23,13 @@ tasks:
 
 
 class _Model(BaseHTTPRequestHandler):
-    """An OpenAI-compatible server. `clever` uses the tool; `dull` never does."""
+    """An OpenAI-compatible server. `clever` uses the tool, `dull` never does, `silent` does not count tokens."""
 
     def log_message(self, *args: Any) -> None:
         pass
 
     def do_GET(self) -> None:
-        self._say({"object": "list", "data": [{"id": "clever"}, {"id": "dull"}]})
+        self._say({"object": "list", "data": [{"id": "clever"}, {"id": "dull"}, {"id": "silent"}]})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -41,6 +41,9 @@ class _Model(BaseHTTPRequestHandler):
             arguments = json.dumps({"expression": last["content"].removeprefix("what is ")})
             call = {"id": "1", "type": "function", "function": {"name": "calculate", "arguments": arguments}}
             message = {"role": "assistant", "content": None, "tool_calls": [call]}
+        if body["model"] == "silent":
+            self._say({"id": "x", "object": "chat.completion", "model": "silent", "choices": [{"message": message}]})
+            return
         usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
         choice = {"index": 0, "message": message, "finish_reason": "stop"}
         self._say({"id": "x", "object": "chat.completion", "model": body["model"], "choices": [choice], "usage": usage})
@@ -138,6 +141,40 @@ def test_results_are_shown_and_recorded_though_the_report_fails(
     for file, right in zip(data["records"], (0, 3), strict=True):
         rows = [json.loads(line)["record"] for line in Path(file).read_text().splitlines()[1:]]
         assert sum(row["success"] for row in rows) == right
+
+
+@pytest.mark.parametrize(
+    "entry", [{}, {"source": "x"}, {"input_cost_per_token": 1}, {"output_cost_per_token": 1, "cost_per_second": 1}]
+)
+def test_an_entry_that_no_price_follows_from_is_refused_before_anything_runs(
+    url: str, suite: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], entry: dict[str, Any]
+) -> None:
+    (tmp_path / "half.json").write_text(json.dumps({"clever": entry}))
+    asked = ["--prices", str(tmp_path / "half.json")]
+    both = ["--small-model", f"{url}#clever", "--small", "none", "--large", f"{url}#clever"]
+    for command in (["eval", suite, "--model", f"{url}#clever"], ["compare", suite, *both]):
+        assert main([*command, *asked]) == 5
+        caught = capsys.readouterr()
+        assert "no price follows" in caught.err
+        assert "done" not in caught.err
+
+
+def test_what_was_measured_is_shown_though_it_cannot_be_priced(
+    url: str, suite: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--json", "--prices", prices(tmp_path, "silent", "clever")]
+    assert main(["eval", suite, "--model", f"{url}#silent", *asked]) == 5
+    caught = capsys.readouterr()
+    data = json.loads(caught.out)
+    assert (data["scored"], data["spending"]["dollars"], data["spending"]["unpriced"]) == (3, None, ["silent"])
+    assert data["error"]["what"] in caught.err
+    assert "the price is not known for: silent" in caught.err
+    both = ["--small-model", f"{url}#silent", "--small", "none", "--large", f"{url}#clever"]
+    assert main(["compare", suite, *both, "--report", str(tmp_path / "report"), *asked]) == 5
+    caught = capsys.readouterr()
+    assert json.loads(caught.out)["large"]["successes"] == 3
+    assert "the price is not known for: silent" in caught.err
+    assert len(list((tmp_path / "report").iterdir())) == 3
 
 
 @pytest.mark.parametrize(
