@@ -165,7 +165,7 @@ def compare_evaluations(small: Evaluation, large: Evaluation, prices: Prices, *,
             only_large=cells[False, True],
             neither=cells[False, False],
             left_out=len(left) - len(finished),
-            difference=stats.paired_bootstrap([x - y for x, y in zip(a, b, strict=True)], clusters),
+            difference=stats.paired_difference(a, b, clusters),
             p_value=stats.mcnemar(cells[True, False], cells[False, True]) if once else None,
             non_inferiority=stats.non_inferiority(a, b, clusters, margin=margin),
         )

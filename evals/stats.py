@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Literal
 
@@ -157,6 +157,32 @@ def tango(only_first: float, only_second: float, n: float, level: float = 0.95) 
     return solve(z, -1.0, estimate), solve(-z, estimate, 1.0)
 
 
+def paired_difference(
+    first: Sequence[bool],
+    second: Sequence[bool],
+    clusters: Sequence[str] | None = None,
+    *,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """The difference of two success rates on the same tasks, first minus second.
+
+    Each end is the more careful of two: the bootstrap's over tasks, and Tango's at the number of tasks. Alone, a
+    bootstrap over tasks without disagreement would shrink to a point.
+
+    Raises:
+        BadInput: no pairs, or different lengths.
+    """
+    if len(first) != len(second):
+        raise BadInput(f"{len(first)} results of the small arm beside {len(second)} of the large one")
+    drawn = paired_bootstrap([a - b for a, b in zip(first, second, strict=True)], clusters, level=level, seed=seed)
+    only_first = sum(a and not b for a, b in zip(first, second, strict=True))
+    only_second = sum(b and not a for a, b in zip(first, second, strict=True))
+    shrink = drawn.n / len(first)
+    low, high = tango(only_first * shrink, only_second * shrink, drawn.n, level)
+    return replace(drawn, low=min(low, drawn.low), high=max(high, drawn.high))
+
+
 @dataclass(frozen=True)
 class NonInferiority:
     """Is the small arm at most `margin` worse than the large one?
@@ -198,26 +224,18 @@ def non_inferiority(
 ) -> NonInferiority:
     """The verdict on paired successes, with a margin stated beforehand.
 
-    The bounds are the more careful of two: the bootstrap over tasks, and Tango's score bound at the number of
-    tasks. Alone, a bootstrap over a handful of tasks without disagreement would call everything proven.
+    The bounds are those of `paired_difference`.
 
     Raises:
         BadInput: no pairs, different lengths, or a margin that is not between 0 and 1.
     """
-    if len(small) != len(large):
-        raise BadInput(f"{len(small)} results of the small arm beside {len(large)} of the large one")
     if not 0 < margin < 1:
         raise BadInput(f"margin {margin} is not between 0 and 1", fix="5 points are written 0.05.")
-    drawn = paired_bootstrap([a - b for a, b in zip(small, large, strict=True)], clusters, level=0.90, seed=seed)
-    only_small = sum(a and not b for a, b in zip(small, large, strict=True))
-    only_large = sum(b and not a for a, b in zip(small, large, strict=True))
-    shrink = drawn.n / len(small)
-    low, high = tango(only_small * shrink, only_large * shrink, drawn.n, level=0.90)
-    low, high = min(low, drawn.low), max(high, drawn.high)
-    discordance = (only_small + only_large) / len(small)
-    verdict: Verdict = "non-inferior" if low > -margin else "worse" if high < 0 else "not shown"
-    reachable = reachable_margin(discordance, drawn.n)
-    return NonInferiority(verdict, margin, drawn.estimate, low, high, drawn.n, discordance, reachable)
+    found = paired_difference(small, large, clusters, level=0.90, seed=seed)
+    discordance = sum(a != b for a, b in zip(small, large, strict=True)) / len(small)
+    verdict: Verdict = "non-inferior" if found.low > -margin else "worse" if found.high < 0 else "not shown"
+    reachable = reachable_margin(discordance, found.n)
+    return NonInferiority(verdict, margin, found.estimate, found.low, found.high, found.n, discordance, reachable)
 
 
 def pass_hat_k(trials: Mapping[str, Sequence[bool]], k: int) -> float:

@@ -56,6 +56,12 @@ def test_pairs_and_verdict() -> None:
     assert "an assumption" in text
 
 
+def test_agreement_on_a_few_tasks_is_no_certainty() -> None:
+    got = compare_evaluations(evaluation(SMALL, [True] * 12), evaluation(LARGE, [True] * 12), PRICES)
+    assert got.paired is not None
+    assert (got.paired.difference.low, got.paired.difference.high) == pytest.approx(stats.tango(0, 0, 12))
+
+
 def test_several_runs_of_a_task_are_one_task() -> None:
     def often(one: Evaluation) -> Evaluation:
         return replace(one, records=tuple(replace(r, trial=i) for r in one.records for i in range(20)))

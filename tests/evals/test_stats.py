@@ -153,6 +153,20 @@ def test_a_handful_of_agreeing_tasks_prove_nothing() -> None:
     assert (many.verdict, many.n) == ("not shown", 8)
 
 
+def test_the_interval_of_a_difference_covers_bootstrap_and_tango() -> None:
+    even = stats.paired_difference([True] * 20, [True] * 20)
+    assert (even.low, even.high) == pytest.approx(stats.tango(0, 0, 20))
+    runs = stats.paired_difference([True] * 800, [True] * 800, [str(i % 8) for i in range(800)])
+    assert (runs.low, runs.high) == pytest.approx(stats.tango(0, 0, 8))
+    a, b = [True, False] * 12 + [True] * 6, [True, True, False] * 10
+    got, drawn = stats.paired_difference(a, b), stats.paired_bootstrap([x - y for x, y in zip(a, b, strict=True)])
+    won, lost = (sum(x > y for x, y in zip(*pair, strict=True)) for pair in ((a, b), (b, a)))
+    low, high = stats.tango(won, lost, 30)
+    assert (got.low, got.high) == (min(low, drawn.low), max(high, drawn.high))
+    with pytest.raises(BadInput, match="beside"):
+        stats.paired_difference([True], [])
+
+
 @pytest.mark.parametrize("margin", [0.0, 1.0, 5.0])
 def test_margin_must_be_a_share(margin: float) -> None:
     with pytest.raises(BadInput):
