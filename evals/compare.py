@@ -240,6 +240,17 @@ def notes(comparison: Comparison) -> list[str]:
             lines[f"The price of {name} is not known."] = None
         lines.update(dict.fromkeys(summary.spending.assumptions))
         lines[f"{arm.label}: up to {arm.concurrency} tasks at once; latency is of whole tasks under that load."] = None
-        if summary.spending.joules is None:
-            lines["Energy could not be measured on this machine."] = None
+        lines.update(dict.fromkeys(energy_notes(summary)))
     return list(lines)
+
+
+def energy_notes(summary: Summary) -> list[str]:
+    """Why an arm's energy is not known, where it is not."""
+    if summary.spending.joules is not None:
+        return []
+    if summary.arm.here:
+        return ["Energy could not be measured on this machine."]
+    return [
+        f"The energy of {summary.arm.label} is not known: that of this machine's processor can be read, "
+        "and its models compute elsewhere, or nobody says where."
+    ]

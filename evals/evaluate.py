@@ -19,7 +19,7 @@ from ..models.chat import Usage
 from ..models.price import Prices, cost, load_prices
 from . import report
 from .arms import AUTO, Side, arm_of, builder, identity, open_side, require_here, require_profile, side
-from .compare import Summary, compare_evaluations, notes, summarise, verdict
+from .compare import Summary, compare_evaluations, energy_notes, notes, summarise, verdict
 from .options import MOST
 from .progress import shown
 from .records import Arm, Evaluation
@@ -64,7 +64,7 @@ async def evaluate(args: argparse.Namespace) -> int:
         print(json.dumps(document, indent=2, ensure_ascii=False), flush=True)
     else:
         print_table(f"Suite {suite.name}", summary)
-        for line in summary.spending.assumptions:
+        for line in (*summary.spending.assumptions, *energy_notes(summary)):
             print(printable(f"- {line}"))
         print(f"Records: {records}", flush=True)
     return ended(lacking)

@@ -30,6 +30,8 @@ class Arm:
         stand_in: the model takes the large model's place offline.
         concurrency: tasks at once.
         dtype: the number format that the engine computes in; None where it does not say.
+        here: all its models compute on this machine's processor, so that the energy counted here is theirs; False where
+            that is not known.
     """
 
     label: str
@@ -41,6 +43,7 @@ class Arm:
     stand_in: bool = False
     concurrency: int = 4
     dtype: str | None = None
+    here: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,8 @@ class Evaluation:
     Attributes:
         records: in the suite's order.
         wall_seconds: time in which tasks ran, over all sessions of a continued evaluation.
-        joules: over the same time; None where it could not be measured throughout.
+        joules: of this machine over the same time; None where it could not be measured throughout, or where the models
+            compute elsewhere.
     """
 
     suite: str
@@ -106,13 +110,14 @@ class RecordLog:
     Args:
         path: the record file; None keeps nothing. Broken runs in it count as not run, all others are kept.
         header: what is evaluated; a file with another header is refused.
+        metered: count this machine's energy.
 
     Raises:
         BadInput: the file is of another evaluation, or malformed; names the line.
         OSError: it cannot be written.
     """
 
-    def __init__(self, path: Path | None, header: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path | None, header: Mapping[str, Any], *, metered: bool = True) -> None:
         self.path = path
         self.done: dict[tuple[str, int], Record] = {}
         self._earlier: tuple[float, float | None] = (0.0, 0.0)
@@ -125,7 +130,7 @@ class RecordLog:
             self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             if not lines:
                 self._write(header)
-        self._start, self._meter = time.monotonic(), EnergyMeter()
+        self._start, self._meter = time.monotonic(), EnergyMeter() if metered else None
         self._session = f"{os.getpid()}-{time.time_ns()}"
         self._now: tuple[float, float | None] = (0.0, 0.0)
 
@@ -146,7 +151,7 @@ class RecordLog:
         Raises:
             OSError: the disk is full.
         """
-        self._now = time.monotonic() - self._start, self._meter.joules()
+        self._now = time.monotonic() - self._start, None if self._meter is None else self._meter.joules()
         row = {"session": self._session, "elapsed": self._now[0], "joules": self._now[1], "record": record.to_json()}
         self._write(row)
         self.done[record.task, record.trial] = record

@@ -68,7 +68,7 @@ async def run_suite(
         "arm": asdict(arm),
         "identity": dict(identity or {}),
     }
-    log = RecordLog(records, header)
+    log = RecordLog(records, header, metered=arm.here)
     try:
         todo = [(t, i) for t in suite.tasks for i in range(trials) if (t.id, i) not in log.done]
         await _run_all(todo, build, arm, log, progress, total=len(suite.tasks) * trials)

