@@ -38,8 +38,8 @@ class Prompts:
 def prompts(axis: str, side: bool | None, families: Sequence[str], split: Split, limit: int | None = None) -> Prompts:
     """Requests from all families in which the behaviour can show, as many from each.
 
-    With a tag they are greedy. Without one they are sampled: a greedy model always takes the likelier side, so only
-    sampling can show how likely the sides are.
+    With a tag they are greedy. Without one they are sampled, each with its own seed: a greedy model always takes the
+    likelier side, so only sampling can show how likely the sides are.
     """
     wanted = SAMPLED if side is None else TAGGED
     seed = SEED + 10 * list(AXES).index(axis)
@@ -57,10 +57,9 @@ def prompts(axis: str, side: bool | None, families: Sequence[str], split: Split,
                 conversation(one["messages"]),
                 tuple(one["tools"]),
                 None,
-                # No seed of its own: vLLM's engine on the CPU dies of one when a prompt is read in parts.
-                Sampling(temperature=1.0) if side is None else Sampling(),
+                Sampling(temperature=1.0, seed=seed + i) if side is None else Sampling(),
             )
-            for one in found
+            for i, one in enumerate(found)
         ),
     )
 

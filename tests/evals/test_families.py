@@ -314,7 +314,9 @@ def test_prompts_are_tagged_or_sampled(axis: str) -> None:
         assert request.sampling is not None
         assert request.sampling.temperature == 0
     assert all(request.messages[0].role == "user" for request in untagged.requests)
-    assert {request.sampling.seed for request in untagged.requests} == {None}
+    seeds = {request.sampling.seed for request in untagged.requests}
+    assert len(seeds - {None}) == 4
+    assert prompts(axis, None, tuple(FAMILIES), "test", 4) == untagged
     assert {request.sampling.temperature for request in untagged.requests} == {1.0}
 
 
