@@ -90,21 +90,42 @@ def score(task: Task, outcome: Outcome, before: Mapping[str, Any], after: Mappin
         return Score(False, code, reason)
     if touched:
         return Score(False, "wrong_state", touched[0])
-    return Score(False, "wrong_answer", f"the answer lacks {missing[0]!r}")
+    lacks = repr(missing[0]) if isinstance(missing[0], str) else f"any of {', '.join(map(repr, missing[0]))}"
+    return Score(False, "wrong_answer", f"the answer lacks {lacks}")
 
 
-def missing_from_answer(expected: Sequence[str], answer: str | None) -> list[str]:
-    """Those of `expected` that do not occur in `answer`; case and runs of white space do not count.
+Needle = str | tuple[str, ...]
+
+
+def missing_from_answer(expected: Sequence[Needle], answer: str | None) -> list[Needle]:
+    """Those of `expected` that do not occur in `answer`; case, runs of white space and curly apostrophes do not count.
 
     A number is a whole number: neither 17, 7.5 nor -7 contains 7. A hyphen after a letter, a digit or what closes
-    something is no sign but a range's, a date's or a difference's: 3-7, 2026-05-7 and 10%-7% contain 7.
+    something is no sign but a range's, a date's or a difference's: 3-7, 2026-05-7 and 10%-7% contain 7. Commas between
+    thousands do not count: 1,432 and 1432 are the same, and neither contains 432.
+
+    Of several strings one must occur, as whole words: neither `nonetheless` nor `no mailbox` has `none` or `no mail`.
     """
-    text = _plain(answer or "")
-    return [needle for needle in expected if not _occurs(_plain(needle), text)]
+    text = _wording(answer or "")
+    return [needle for needle in expected if not _holds(text, needle)]
+
+
+def _holds(text: str, needle: Needle) -> bool:
+    if isinstance(needle, str):
+        return _occurs(_wording(needle), text)
+    return any(_occurs(_wording(one), text, words=True) for one in needle)
 
 
 def _plain(text: str) -> str:
     return " ".join(text.replace("−", "-").split()).casefold()
+
+
+# Not in 1,234,5 or 2026,143, which are lists, nor behind a decimal point.
+_THOUSANDS = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?!,?[0-9])")
+
+
+def _wording(text: str) -> str:
+    return _THOUSANDS.sub(lambda number: number[0].replace(",", ""), _plain(text).replace("’", "'"))
 
 
 # A minus at the beginning, after `_` or after what is neither a word nor closes something, perhaps before a currency.
@@ -113,9 +134,12 @@ _NO_MINUS = "".join(
 )
 
 
-def _occurs(needle: str, text: str) -> bool:
+def _occurs(needle: str, text: str, *, words: bool = False) -> bool:
     before = r"(?<!\d)(?<!\d[.,])" + _NO_MINUS if needle[:1].isdigit() else ""
     after = r"(?![.,]?\d)" if needle[-1:].isdigit() else ""
+    if words:
+        before += r"(?<!\w)" if needle[:1].isalnum() else ""
+        after += r"(?!\w)" if needle[-1:].isalnum() else ""
     return re.search(before + re.escape(needle) + after, text) is not None
 
 

@@ -10,7 +10,7 @@
       tools: [convert_units, calculate]     # null or left out: every built-in tool
       state: {todos: [milk]}                # the world before, as for `state.seed`; what is left out is empty
       expect:
-        answer: ["42.1648"]                 # each must occur in the answer
+        answer: ["42.1648"]                 # each must occur in the answer; of a list, [none, no mails], one
         state: {todos: [milk, bread]}       # keys given must equal the world after; all others must be untouched
         calls: [{name: convert_units, arguments: {value: 26.2, from_unit: miles, to_unit: kilometres}}]
 
@@ -33,6 +33,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    PlainValidator,
     StrictFloat,
     StrictInt,
     StrictStr,
@@ -52,12 +53,12 @@ class Expect:
     """What must hold after a task.
 
     Attributes:
-        answer: strings that must all occur in the answer.
+        answer: what must all occur in the answer: a string, or one of several (see `score.missing_from_answer`).
         state: keys of the state that must equal these values; keys not given must equal the state before.
         calls: a reference path as (tool, arguments), or None. An empty one says that none is needed.
     """
 
-    answer: tuple[str, ...] = ()
+    answer: tuple[str | tuple[str, ...], ...] = ()
     state: Mapping[str, Any] | None = None
     calls: tuple[tuple[str, Mapping[str, Any]], ...] | None = None
 
@@ -259,8 +260,20 @@ class _Call(_Strict):
         return value
 
 
+def _needle(value: Any) -> Any:
+    """What an answer must hold: a text, or a list of texts. A blank one is in every answer, and checks nothing."""
+    if value == []:
+        raise ValueError("an empty list cannot occur: name a text")
+    for text in value if isinstance(value, list) else [value]:
+        if not isinstance(text, str):
+            raise ValueError(f'{text!r:.40} is no text: write it in quotes: "{text!s:.40}"')
+        if not text.strip():
+            raise ValueError("a blank text is in every answer: name one, or leave it out")
+    return value
+
+
 class _Expect(_Strict):
-    answer: list[StrictStr] = []
+    answer: list[Annotated[str | list[str], PlainValidator(_needle)]] = []
     state: _State | None = None
     calls: list[_Call] | None = None
 
@@ -284,7 +297,8 @@ class _Task(_Strict):
     def task(self) -> Task:
         calls = None if self.expect.calls is None else tuple((c.name, c.arguments) for c in self.expect.calls)
         state = None if self.expect.state is None else self.expect.state.given()
-        expect = Expect(tuple(self.expect.answer), state, calls)
+        answer = tuple(tuple(one) if isinstance(one, list) else one for one in self.expect.answer)
+        expect = Expect(answer, state, calls)
         tools = None if self.tools is None else tuple(self.tools)
         return Task(self.id, self.family, self.ask, self.today, self.state.given(), tools, expect)
 

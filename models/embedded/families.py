@@ -17,7 +17,7 @@ from typing import Any
 from ...yaml_text import load_yaml
 from .answers import CONFIRM, Style, word_answer
 from .intents import INTENTS
-from .intents.common import Facts, Recorder, Run, Slots, fill
+from .intents.common import ASKING, Facts, Recorder, Run, Slots, fill
 from .random_tools import NO_TOOL
 
 COMMUTATIVE = {"calculate.add", "calculate.multiply"}
@@ -161,7 +161,7 @@ def play(
         question = fill(german if style.language else english, slots)
         recorder.messages.append({"role": "assistant", "content": question})
         if not ask_back:
-            return Dialogue(tuple(recorder.messages), (), Facts(english, english, german, german, ("?",)))
+            return Dialogue(tuple(recorder.messages), (), Facts(english, english, german, german, (ASKING,)))
         recorder.messages.append({"role": "user", "content": str(slots[slot])})
     if spec.confirm is not None and style.confirm:
         question = f"{CONFIRM[style.language]} {fill(spec.confirm[1 if style.language else 0], slots)}"

@@ -12,10 +12,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from .answers import AXES, Style, open_document, redrawn, word_answer
-from .intents.common import Facts, call_message, failed, tool_message
+from .intents.common import Facts, Needle, call_message, failed, tool_message
 from .words import TRAIN, Lexicon, everyday, integer, number, person, phrase, pseudo_word, word
 
-NO_TOOL = Facts("No tool for that", "I have no tool for that", "Kein Tool dafür", "dafür habe ich kein Tool", ("tool",))
+REFUSING: Needle = (
+    *("no tool", "no tools", "kein tool", "none of my tools", "none of the tools"),
+    *("can't", "cannot", "can not", "unable", "not able", "i don't have", "i do not have", "sorry"),
+)
+"""Of what no tool serves: that it is not done. `Tool` alone also stands in `I used the tool`."""
+NO_TOOL = Facts(
+    "No tool for that", "I have no tool for that", "Kein Tool dafür", "dafür habe ich kein Tool", (REFUSING,)
+)
 SHOWN = tuple(axis for axis in AXES if axis not in ("confirm", "verify", "units"))
 """The behaviours that can show in documents with made-up tools."""
 COUNTS = (0, 1, 1, 2, 2, 2, 3, 3, 4)

@@ -103,7 +103,7 @@ def _task(
         "state": {k: v for k, v in before.items() if v},
         "tools": list(FAMILIES[family]),
         "expect": {
-            "answer": list(dialogue.facts.needles),
+            "answer": [list(one) if isinstance(one, tuple) else one for one in dialogue.facts.needles],
             "state": {k: v for k, v in after.items() if v != before[k]},
             "calls": [{"name": name, "arguments": arguments} for name, arguments in dialogue.calls],
         },

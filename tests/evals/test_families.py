@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 import re
 import subprocess
 import sys
@@ -27,11 +28,13 @@ from trimtab.evals.families_report import chart, held_to
 from trimtab.evals.families_tasks import family_suite, kind_of, tally
 from trimtab.evals.families_unseen import OFFERED, abstention_probes, exact, missed, unseen_probes
 from trimtab.evals.records import Record
+from trimtab.evals.score import missing_from_answer
 from trimtab.evals.stats import wilson
 from trimtab.models.chat import ChatRequest, Message, Reply, ToolCall, Usage, user
 from trimtab.models.embedded import SMALL
-from trimtab.models.embedded.answers import AXES, PLAIN, word_answer
-from trimtab.models.embedded.families import phrasings
+from trimtab.models.embedded.answers import AXES, PLAIN, draw_style, word_answer
+from trimtab.models.embedded.corpus import open_world
+from trimtab.models.embedded.families import phrasings, play, refuse
 from trimtab.models.embedded.intents import INTENTS
 from trimtab.models.embedded.intents.common import Facts
 from trimtab.models.embedded.tasks import EACH
@@ -228,6 +231,77 @@ def test_a_familys_suite_has_a_task_for_every_test_phrasing() -> None:
     assert Counter(task.id.split("-", 2)[2] for task in family_suite("calc", "train").tasks) == counts
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_answer_of_the_embedded_models_has_what_is_looked_for(family: str) -> None:
+    rng = random.Random(3)
+    with open_world() as world:
+        for intent, spec in INTENTS[family].items():
+            for _ in range(12):
+                for ask_back in (True, False) if spec.question else (True,):
+                    world.reset(rng)
+                    style = draw_style(rng)
+                    played = play("test", family, intent, rng, style, world.run, ask_back=ask_back)
+                    answer = played.turns[-1]["content"]
+                    assert missing_from_answer(played.facts.needles, answer) == [], (intent, answer)
+    refused = refuse("test", "other", rng, draw_style(rng))
+    assert missing_from_answer(refused.facts.needles, refused.turns[-1]["content"]) == []
+
+
+def looked_for(family: str, kind: str) -> tuple[str | tuple[str, ...], ...]:
+    """What is looked for in the answers to a kind of tasks, where that may be worded in several ways."""
+    answers = (t.expect.answer for t in family_suite(family, "test").tasks if t.id.endswith(f"-{kind}"))
+    return next(answer for answer in answers if any(isinstance(one, tuple) for one in answer))
+
+
+@pytest.mark.parametrize(
+    ("family", "kind", "right", "wrong"),
+    [
+        (
+            "mail",
+            "no-tool",
+            ["No tool for that.", "Sorry, I can't make phone calls.", "Dafür habe ich kein Tool.", "I’m unable to."],
+            ["Sure, I used the tool and called your mum.", "It is 42.", "Certainly. Done. Nothing more to report."],
+        ),
+        (
+            "dates",
+            "missing.days",
+            ["Until which day?", "Please provide the end date.", "Let me know the second date."],
+            ["It is 7 days.", "Done. Let me know if you need more.", "Certainly. 7. That is all."],
+        ),
+        (
+            "mail",
+            "list_mails",
+            ["0 mails", "You have no mails.", "Your inbox is empty.", "There aren't any emails."],
+            ["no problem, there are 3 mails", "Error. Nothing more to report.", "I have no tool for mails", "10 mails"],
+        ),
+        (
+            "todos",
+            "list_todos",
+            ["Your list is empty.", "0 open items", "No tasks."],
+            ["No worries! milk. That is all."],
+        ),
+        ("orders", "list_orders", ["She has no orders.", "0 orders"], ["No worries! 1203: 2 lamp (open)"]),
+        ("tables", "list_tables", ["There are no tables.", "0 tables"], ["No worries! cities"]),
+    ],
+)
+def test_other_models_may_word_it_otherwise(family: str, kind: str, right: list[str], wrong: list[str]) -> None:
+    (needle,) = looked_for(family, kind)
+    assert [text for text in right if missing_from_answer([needle], text)] == []
+    assert [text for text in wrong if not missing_from_answer([needle], text)] == []
+
+
+def test_a_day_without_events_and_a_contact_without_number_are_told_in_words() -> None:
+    none, day = looked_for("calendar", "list_events")
+    assert missing_from_answer([none, day], f"You have no events on {day}.") == []
+    assert missing_from_answer([none, day], f"0 events on {day}") == []
+    assert missing_from_answer([none, day], f"On {day} you have 09:00 dentist") != []
+    name, number = looked_for("mail", "contact_phone")
+    for text in ("There is no phone number for {}.", "{} doesn’t have a phone number.", "Keine Telefonnummer für {}."):
+        assert missing_from_answer([name, number], text.format(name)) == []
+    for text in ("The phone number of {} is 555 0100.", "Certainly. {}. That is all.", "{} has a phone number."):
+        assert missing_from_answer([name, number], text.format(name)) != []
+
+
 # --- tools never seen ---
 
 
@@ -267,7 +341,6 @@ def test_exact_is_the_one_right_call() -> None:
 
 
 def test_the_side_that_a_reply_shows() -> None:
-    import random
     from dataclasses import replace
 
     facts = Facts("5", "it is 5", "5", "es ist 5", ())

@@ -52,6 +52,19 @@ def ran(name: str, arguments: str = "{}", ok: bool = True) -> Called:
         ("42", "- 42", True),
         ("42", "the answer--42", True),
         ("143", "1,143", False),
+        ("4632", "The total is 4,632.", True),
+        ("1234567", "$1,234,567", True),
+        ("-4632", "It is −4,632.", True),
+        ("4632", "It is -4,632.", False),
+        ("4632.5", "4,632.5 kg", True),
+        ("4632", "4,632.5", False),
+        ("4,632", "4632", True),
+        ("1,2", "1,2", True),
+        ("1234", "1,234,5", False),
+        ("2345", "1,2,345", False),
+        ("1234", "0.1,234", False),
+        ("12345", "12,34,5", False),
+        ("p's birthday", "P’s birthday", True),
         ("19 June 2026", "Friday, 19  june\n2026", True),
         ("Friday", "friday!", True),
         ("ann@x.org", "Ann: ann@x.org.", True),
@@ -60,6 +73,36 @@ def ran(name: str, arguments: str = "{}", ok: bool = True) -> Called:
 )
 def test_what_an_answer_contains(needle: str, answer: str, found: bool) -> None:
     assert (missing_from_answer([needle], answer) == []) is found
+
+
+@pytest.mark.parametrize(
+    ("answer", "found"),
+    [
+        ("There are 0 mails.", True),
+        ("None.", True),
+        ("You have no mails from Ann.", True),
+        ("No\nmails", True),
+        ("There aren’t any mails.", True),
+        ("no problem, there are 3 mails", False),
+        ("10 mails", False),
+        ("nonetheless", False),
+        ("no mailsack", False),
+        ("", False),
+    ],
+)
+def test_one_of_several_is_enough_as_whole_words(answer: str, found: bool) -> None:
+    several = ("0", "none", "no mails", "aren't any mails")
+    assert (missing_from_answer([several], answer) == []) is found
+    got = score(task(answer=("mails", several)), Outcome("mails"), EMPTY, EMPTY)
+    assert "any of '0', 'none'" in str(score(task(answer=(several,), calls=()), Outcome("x"), EMPTY, EMPTY).reason)
+    assert got.success is False
+
+
+@given(st.integers(-(10**9), 10**9), st.sampled_from(["{}", "It is {}.", "{} km", "a: {}, b: {}", "**{}**"]))
+def test_commas_between_thousands_do_not_count(number: int, said: str) -> None:
+    assert missing_from_answer([str(number)], said.format(f"{number:,}", 5)) == []
+    assert missing_from_answer([f"{number:,}"], said.format(number, 5)) == []
+    assert missing_from_answer([str(number * 10 + 1)], said.format(f"{number:,}", 5)) != []
 
 
 @given(st.text(max_size=2), st.integers(100, 999))  # a number too long to stand before the sign as well

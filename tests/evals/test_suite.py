@@ -48,6 +48,12 @@ def test_a_suite_is_read(tmp_path: Path) -> None:
     assert todos.expect.calls == (("add_todo", {"item": "bread"}),)
 
 
+def test_an_answer_may_be_worded_in_several_ways(tmp_path: Path) -> None:
+    suite = load_suite(write(tmp_path, SUITE.replace('["42.1648"]', '["42.1648", ["0", none]]')))
+    assert suite.tasks[0].expect.answer == ("42.1648", ("0", "none"))
+    assert suite.sha256 != load_suite(write(tmp_path, SUITE)).sha256
+
+
 def test_all_that_a_state_may_hold_is_read_as_it_is_written(tmp_path: Path) -> None:
     state = {
         "todos": ["milk"],
@@ -93,6 +99,10 @@ def test_json_lines_make_the_same_suite(tmp_path: Path) -> None:
         ("id: todos-001", "id: calc-001", ["calc-001", "two tasks"]),
         ('"13:00"', "13:00", ["todos-001", "state.events.0.time", "quotes"]),
         ('{answer: ["42.1648"]}', "{answer: []}", ["calc-001", "nothing is checked"]),
+        ('["42.1648"]', '[""]', ["calc-001", "expect.answer.0", "blank"]),
+        ('["42.1648"]', '["5", [none, " "]]', ["calc-001", "expect.answer.1", "blank"]),
+        ('["42.1648"]', '["5", []]', ["calc-001", "expect.answer.1", "empty list"]),
+        ('["42.1648"]', "[[none, no]]", ["calc-001", "expect.answer.0", "False", "quotes"]),
         (
             "todos: [milk]",
             "tables: {t: {columns: [a], rows: [[2026-05-12]]}}",

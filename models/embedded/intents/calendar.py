@@ -6,7 +6,7 @@ import random
 from typing import Any
 
 from ..words import MONTHS, date_text, person, time_text, word
-from .common import Facts, Intent, Recorder, Run, Slots, failed, with_error
+from .common import Facts, Intent, Recorder, Run, Slots, failed, nothing, with_error
 from .todos import item
 
 
@@ -54,7 +54,7 @@ def _list_events(s: Slots, r: Recorder) -> Facts:
                 f"There are 0 events on {date}",
                 f"0 Termine am {date}",
                 f"Am {date} gibt es 0 Termine",
-                ("0", date),
+                (nothing("events", "appointments", also=("nothing scheduled", "nothing planned", "nothing on")), date),
             )
         text = "; ".join(x["events"])
         return Facts(text, f"On {date} you have {text}", text, f"Am {date} gibt es {text}", tuple(x["events"]))
@@ -181,7 +181,7 @@ def _rest_of_day(s: Slots, r: Recorder) -> Facts:
                 f"There are 0 other events on {date}",
                 f"0 weitere Termine am {date}",
                 f"Am {date} gibt es 0 weitere Termine",
-                ("0", date),
+                (nothing("other events", "further events", "more events", also=("nothing else", "only event")), date),
             )
         text = "; ".join(others)
         return Facts(text, f"On {date} there is also {text}", text, f"Am {date} gibt es noch {text}", tuple(others))

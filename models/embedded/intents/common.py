@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,18 +17,40 @@ SUGGESTION = re.compile(r"(?P<what>.+); did you mean (?P<right>.+)\?")
 """How a tool that knows better says so: `no contact named Ana Bker; did you mean Ana Baker?`"""
 
 
+Needle = str | tuple[str, ...]
+"""What a checker looks for in an answer: a string, or several of which one must occur."""
+
+ASKING: tuple[str, ...] = (
+    "?",
+    *(f"{verb} {what}" for verb in ("tell me", "let me know") for what in ("the", "what", "which")),
+    *(f"please {verb}" for verb in ("provide", "give", "specify")),
+    *("need to know", "i need the", "i need more"),
+)
+"""Of a request that leaves something out: it is asked for. `Let me know if ...` asks for nothing."""
+
+
 @dataclass(frozen=True)
 class Facts:
     """What an answer must say: in short and in a sentence, in English and in German, without a full stop.
 
-    `needles` are the strings a checker looks for; they are the same in either wording and language.
+    `needles` are what a checker looks for; they are the same in either wording and language. Where the embedded models
+    have one way to say it and others have many, a needle names those, too.
     """
 
     short: str
     long: str
     kurz: str
     lang: str
-    needles: tuple[str, ...]
+    needles: tuple[Needle, ...]
+
+
+def nothing(*things: str, also: Sequence[str] = ()) -> Needle:
+    """Of an empty list: 0, as the embedded models say it, or how others say that there is none of `things`.
+
+    Each way names the things: `no` alone also begins `no problem`, and `nothing` ends half of the embedded answers.
+    """
+    ways = ("no {}", "have any {}", "find any {}", "aren't any {}")
+    return ("0", "none", *also, *(way.format(thing) for thing in things for way in ways))
 
 
 def failed(result: dict[str, Any]) -> Facts:

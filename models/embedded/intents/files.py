@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..words import path, phrase, word
-from .common import Facts, Intent, Recorder, Run, Slots, failed, with_error
+from .common import Facts, Intent, Recorder, Run, Slots, failed, nothing, with_error
 from .todos import added_todo
 
 
@@ -29,7 +29,8 @@ def _list_files(s: Slots, r: Recorder) -> Facts:
 
     def facts(x: dict[str, Any]) -> Facts:
         if not x["files"]:
-            return Facts("0 files", f"{place} there are 0 files", "0 Dateien", f"{ort} gibt es 0 Dateien", ("0",))
+            none = nothing("files", also=("is empty", "nothing in"))
+            return Facts("0 files", f"{place} there are 0 files", "0 Dateien", f"{ort} gibt es 0 Dateien", (none,))
         text = ", ".join(x["files"])
         return Facts(text, f"{place} there is {text}", text, f"{ort} gibt es {text}", tuple(x["files"]))
 

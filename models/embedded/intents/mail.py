@@ -6,7 +6,14 @@ import random
 from typing import Any
 
 from ..words import email, person, phone, phrase, word
-from .common import Facts, Intent, Recorder, Run, Script, Slots, failed, with_error
+from .common import Facts, Intent, Needle, Recorder, Run, Script, Slots, failed, nothing, with_error
+
+NO_NUMBER: Needle = (
+    *("no phone", "no number", "no telephone", "keine telefonnummer", "none", "without a phone"),
+    *(f"{have} a {what}" for have in ("not have", "doesn't have") for what in ("phone", "number", "telephone")),
+    *(f"{no} {there}" for no in ("not", "isn't") for there in ("listed", "available", "saved", "stored", "on file")),
+)
+"""Of a contact without one; the name alone would be in any echo of the request."""
 
 
 def subject(rng: random.Random) -> str:
@@ -63,7 +70,7 @@ def _contact_field(field: str, english: str, german: str) -> Script:
                     f"There is no {english} for {name}",
                     f"Keine {german} für {name}",
                     f"Es gibt keine {german} für {name}",
-                    (name,),
+                    (name, NO_NUMBER),
                 )
             long, lang = f"The {english} of {name} is {value}", f"Die {german} von {name} ist {value}"
             return Facts(value, long, value, lang, (value,))
@@ -95,7 +102,11 @@ def _listed(x: dict[str, Any], source: str) -> Facts:
     origin, herkunft = (f" from {source}", f" von {source}") if source else ("", "")
     if not x["mails"]:
         return Facts(
-            f"0 mails{origin}", f"There are 0 mails{origin}", f"0 Mails{herkunft}", f"Es gibt 0 Mails{herkunft}", ("0",)
+            f"0 mails{origin}",
+            f"There are 0 mails{origin}",
+            f"0 Mails{herkunft}",
+            f"Es gibt 0 Mails{herkunft}",
+            (nothing("mails", "mail", "emails", "messages", also=("is empty",)),),
         )
     text = "; ".join(x["mails"])
     return Facts(text, f"The mails{origin} are {text}", text, f"Die Mails{herkunft} sind {text}", tuple(x["mails"]))

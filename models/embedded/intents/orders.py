@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..words import person, word
-from .common import Facts, Intent, Prepare, Recorder, Run, Script, Slots, failed, with_error
+from .common import Facts, Intent, Prepare, Recorder, Run, Script, Slots, failed, nothing, with_error
 
 STATUSES = ("open", "open", "shipped", "shipped", "cancelled", "refunded")
 
@@ -196,7 +196,8 @@ def _list_orders(s: Slots, r: Recorder) -> Facts:
 
 
 def _none(customer: str) -> Facts:
-    return Facts("0 orders", f"{customer} has 0 orders", "0 Bestellungen", f"{customer} hat 0 Bestellungen", ("0",))
+    none = nothing("orders", "open orders")
+    return Facts("0 orders", f"{customer} has 0 orders", "0 Bestellungen", f"{customer} hat 0 Bestellungen", (none,))
 
 
 def _placed(x: dict[str, Any]) -> Facts:

@@ -9,11 +9,12 @@ from functools import partial
 from typing import Any
 
 from ..words import NOUNS, person, phrase, word
-from .common import Facts, Intent, Prepare, Recorder, Run, Script, Slots, failed, with_error
+from .common import Facts, Intent, Prepare, Recorder, Run, Script, Slots, failed, nothing, with_error
 
 Table = dict[str, Any]
 NUMBERS = ("price", "stock", "age", "weight", "amount", "quantity", "score", "height", "width", "duration", "count")
 TEXTS = ("name", "city", "color", "size", "type", "status", "country", "category", "level", "room", "code", "language")
+NO_ROWS = nothing("rows", "matching rows", "matches", "entries", "records", "results")
 AGGREGATES: dict[str, tuple[str, str]] = {
     "sum": ("The sum of", "Die Summe von"),
     "average": ("The average of", "Der Durchschnitt von"),
@@ -167,7 +168,7 @@ def _two_values(rng: random.Random) -> Slots:
 def _list_tables(_: Slots, r: Recorder) -> Facts:
     def facts(x: dict[str, Any]) -> Facts:
         if not x["tables"]:
-            return Facts("0 tables", "There are 0 tables", "0 Tabellen", "Es gibt 0 Tabellen", ("0",))
+            return Facts("0 tables", "There are 0 tables", "0 Tabellen", "Es gibt 0 Tabellen", (nothing("tables"),))
         names = ", ".join(x["tables"])
         return Facts(names, f"The tables are {names}", names, f"Die Tabellen sind {names}", tuple(x["tables"]))
 
@@ -186,7 +187,9 @@ def _find(s: Slots, r: Recorder) -> Facts:
     def facts(x: dict[str, Any]) -> Facts:
         table = r.calls[-1][1]["table"]
         if not x["rows"]:
-            return Facts("0 rows", f"I found 0 rows in {table}", "0 Zeilen", f"In {table} fand ich 0 Zeilen", ("0",))
+            return Facts(
+                "0 rows", f"I found 0 rows in {table}", "0 Zeilen", f"In {table} fand ich 0 Zeilen", (NO_ROWS,)
+            )
         rows = "; ".join(x["rows"])
         return Facts(rows, f"In {table} I found {rows}", rows, f"In {table} fand ich {rows}", tuple(x["rows"]))
 
@@ -201,7 +204,7 @@ def _count(s: Slots, r: Recorder) -> Facts:
             f"The count of {s['value']} in {table} is {count}",
             count,
             f"Die Anzahl von {s['value']} in {table} ist {count}",
-            (count,),
+            (count if x["count"] else NO_ROWS,),
         )
 
     return with_error(r.one("count_rows", table=s["table"], column=s["column"], value=s["value"]), facts)

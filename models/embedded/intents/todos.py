@@ -6,7 +6,7 @@ import random
 from typing import Any
 
 from ..words import email, person, phone, word
-from .common import Facts, Intent, Recorder, Run, Slots, failed, with_error
+from .common import Facts, Intent, Recorder, Run, Slots, failed, nothing, with_error
 
 
 def item(rng: random.Random) -> str:
@@ -58,7 +58,8 @@ def _contact(rng: random.Random) -> Slots:
 
 
 def _empty() -> Facts:
-    return Facts("0 open items", "Your list has 0 open items", "0 offene Punkte", "Es gibt 0 offene Punkte", ("0",))
+    none = nothing("open items", "items", "tasks", "to-dos", "todos", also=("is empty", "nothing on", "nothing to do"))
+    return Facts("0 open items", "Your list has 0 open items", "0 offene Punkte", "Es gibt 0 offene Punkte", (none,))
 
 
 def _list_todos(s: Slots, r: Recorder) -> Facts:
