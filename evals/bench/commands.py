@@ -83,7 +83,8 @@ def add_commands(subparsers: Any) -> Any:
         "soak",
         help="a server under load while profiles come and go and the server is killed: is any answer wrong?",
         description="Random requests, loads, unloads, new versions, hang-ups and kills; every answer is held to its "
-        "receipt, and afterwards to Hugging Face, PEFT and hooks. Exit code 1 when any was wrong or lost.",
+        "receipt, and afterwards to Hugging Face, PEFT and hooks. Exit code 1 when any was wrong or lost, or when none "
+        "came.",
     )
     _shared(soak)
     soak.add_argument("--minutes", type=above_zero, default=10.0, metavar="M", help="how long (default: 10)")
@@ -304,7 +305,7 @@ def _soak(args: argparse.Namespace) -> int:
         for text in [*found.tally.wrong, *found.tally.lost][:20]:
             print(f"  {text}")
         _print_bars(bars)
-    return 1 if found.tally.wrong or found.tally.lost else 0
+    return 0 if found.good else 1
 
 
 def _print_bars(bars: Sequence[Bar]) -> None:

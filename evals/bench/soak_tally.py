@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,9 +80,18 @@ class Soaked:
         swap = statistics.median(self.tally.swaps) * 1000 if self.tally.swaps else None
         return [
             Bar("swap.ms", swap, SWAP_MS, "most"),
-            Bar("soak.missteered", float(len(self.tally.wrong)), 0.0, "most"),
-            Bar("soak.lost", float(len(self.tally.lost)), 0.0, "most"),
+            Bar("soak.missteered", self._counted(self.tally.wrong), 0.0, "most"),
+            Bar("soak.lost", self._counted(self.tally.lost), 0.0, "most"),
         ]
+
+    def _counted(self, found: Sequence[str]) -> float | None:
+        """How many were found; unknown where none was found because nothing was answered."""
+        return float(len(found)) if found or self.answered else None
+
+    @property
+    def good(self) -> bool:
+        """Whether answers came, and none was wrong or lost."""
+        return bool(self.answered) and not self.tally.wrong and not self.tally.lost
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready."""

@@ -133,6 +133,12 @@ def test_a_soak_keeps_answers_that_differ_and_counts_what_is_wrong() -> None:
     bars = {bar.name: bar for bar in Soaked("m", 1.0, tally, 3, 0.0).bars()}
     assert (bars["swap.ms"].value, bars["swap.ms"].met) == (None, False)
     assert bars["soak.missteered"].met
+    silence = Soaked("m", 1.0, Tally(), 0, 0.0)
+    assert [(bar.value, bar.met) for bar in silence.bars()] == [(None, False)] * 3
+    assert not silence.good
+    assert Soaked("m", 1.0, tally, 3, 0.0).good
+    lost = Soaked("m", 1.0, Tally(lost=["y"]), 0, 0.0)
+    assert [bar.value for bar in lost.bars()] == [None, None, 1.0]
     tally.swaps, tally.wrong, tally.lost = [0.02, 0.03, 0.5], ["x"], ["y"]
     found = Soaked("m", 1.0, tally, 3, 0.0)
     assert [bar.met for bar in found.bars()] == [True, False, False]
