@@ -109,17 +109,18 @@ class _Strict(BaseModel):
 
 
 def _kept(value: str) -> str:
-    """A text that the office database can keep."""
-    from ..tools.builtin.database import key
+    """A text as the office database keeps it, so that what is expected can be found there."""
+    from ..tools.builtin.database import key, text
 
     try:
         key(value, "text")
     except ToolFailure as error:
         raise ValueError(error.what) from None
-    return value
+    return text(value)
 
 
 _Text = Annotated[StrictStr, AfterValidator(_kept)]
+_Address = Annotated[StrictStr, AfterValidator(str.strip)]
 
 
 class _Event(_Strict):
@@ -137,10 +138,9 @@ class _Event(_Strict):
     @classmethod
     def _is_a_day(cls, value: str) -> str:
         try:
-            date.fromisoformat(value)
+            return date.fromisoformat(value).isoformat()
         except ValueError:
             raise ValueError(f'{value!r:.40} is no date: write it as "2026-05-12"') from None
-        return value
 
     @field_validator("time", mode="before")
     @classmethod
@@ -157,8 +157,8 @@ class _Contact(_Strict):
 
 
 class _Received(_Strict):
-    sender: StrictStr = Field(alias="from")
-    subject: StrictStr
+    sender: _Address = Field(alias="from")
+    subject: _Text
     body: StrictStr
 
     @model_validator(mode="after")
@@ -168,8 +168,8 @@ class _Received(_Strict):
 
 
 class _Sent(_Strict):
-    to: StrictStr
-    subject: StrictStr
+    to: _Address
+    subject: _Text
     body: StrictStr
 
     @model_validator(mode="after")
@@ -189,14 +189,14 @@ def _mail(*parts: str) -> None:
 
 class _Order(_Strict):
     order: StrictInt
-    customer: StrictStr
-    item: StrictStr
+    customer: _Text
+    item: _Text
     quantity: StrictInt
     status: StrictStr
 
 
 class _Stock(_Strict):
-    item: StrictStr
+    item: _Text
     stock: StrictInt
     price: StrictInt | StrictFloat
 

@@ -3,11 +3,13 @@
 import json
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import pytest
 from trimtab.errors import BadInput, NotFound
+from trimtab.evals.score import state_differences
 from trimtab.evals.suite import find_suite, known_suites, load_suite
-from trimtab.tools.builtin.state import KEYS
+from trimtab.tools.builtin.state import KEYS, seed, snapshot
 
 SUITE = """
 name: tiny
@@ -71,6 +73,25 @@ def test_all_that_a_state_may_hold_is_read_as_it_is_written(tmp_path: Path) -> N
     row = {"id": "a", "ask": "x", "today": "2026-05-12", "state": state, "expect": {"state": state}}
     (task,) = load_suite(write(tmp_path, json.dumps(row), "all.jsonl")).tasks
     assert task.state == task.expect.state == state
+
+
+def test_a_state_is_read_as_it_will_be_kept(tmp_path: Path) -> None:
+    loose: dict[str, Any] = {
+        "todos": [" buy  milk "],
+        "done": ["eggs\n"],
+        "inbox": [{"from": " a@x.org", "subject": "so  it  is", "body": "b "}],
+        "sent": [{"to": "a@x.org ", "subject": " s", "body": "b"}],
+        "orders": [{"order": 1203, "customer": "Ann  B", "item": " lamp", "quantity": 2, "status": "open"}],
+        "stock": [{"item": "old  lamp", "stock": 3, "price": 9.5}],
+        "contacts": [{"name": "Ann  B", "email": "a@x.org"}],
+        "events": [{"title": "lunch  out", "date": "20260512", "time": "13:00"}],
+    }
+    row = {"id": "a", "ask": "x", "today": "2026-05-12", "state": loose, "expect": {"state": loose}}
+    (task,) = load_suite(write(tmp_path, json.dumps(row), "loose.jsonl")).tasks
+    seed(tmp_path / "world", task.state)
+    world = snapshot(tmp_path / "world")
+    assert state_differences(task.expect.state, {key: [] for key in world}, world) == []
+    assert task.state["events"] == [{"title": "lunch out", "date": "2026-05-12", "time": "13:00"}]
 
 
 def test_json_lines_make_the_same_suite(tmp_path: Path) -> None:
