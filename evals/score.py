@@ -6,7 +6,7 @@
     wrong_arguments  the right tools with other arguments than the reference path
     tool_error       the last call failed in the tool
     loop             a budget ran out, or the same call was made three times
-    empty, ...       the agent stopped the run without an answer: the stop's own kind, where no code above says it
+    empty, cut, ...  the agent stopped the run without an answer: the stop's own kind, where no code above says it
     wrong_answer     the answer lacks something it must contain
     wrong_state      the world afterwards is not the expected one
     engine_error     the engine or the machinery failed: counted and shown, and no failure of the model
