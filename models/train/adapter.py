@@ -16,18 +16,18 @@ import torch
 from ...errors import BadInput, FailedRun
 from ...home import file_sha256, write_atomic
 from ..card import weights_sha256
-from .base import chunked
 from .churn import Calls, calls_in, churn, exact_share, replies
 from .data import data_hash, encode
 from .held import Held, losses_on
 from .loop import Point, device_name, fit
+from .passes import batches_of
 from .recipe import Recipe
 
 SEEDS = 3
 """How many seeds in a row may fail before an adapter is given up."""
 
 Documents = Callable[[int], Iterable[dict[str, Any]]]
-"""The number of a chunk -> its documents, endless."""
+"""The number of a chunk -> its documents, endless; `passes.Passes` where the data has an end."""
 Report = Callable[[list[Point], float], None]
 
 SAMPLE = 200
@@ -179,7 +179,7 @@ def runs(
         if whole_sha256 is not None:
             of += f", all data {whole_sha256}"
         try:
-            curve = fit(tuned, mine, chunked(mine, tokenizer, given), checkpoint=place, of=of, report=report)
+            curve = fit(tuned, mine, batches_of(mine, tokenizer, given), checkpoint=place, of=of, report=report)
         except FailedRun as error:
             failed.append({"seed": seed, "why": str(error)})
             in_a_row += 1
@@ -256,7 +256,7 @@ def train_adapter(
 
     Args:
         base: folder of the base model.
-        documents: a seed -> the number of a chunk -> its documents, endless.
+        documents: a seed -> what to train on.
         source: what the data is, for the card. Its `sha256`, where it has one, is that of all of the data: a checkpoint
             of other data is then refused however little differs.
         held: conversations to score on; none by default.

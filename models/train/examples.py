@@ -1,10 +1,9 @@
-"""A user's own conversations: read whole or refused row by row, part of them held back, the rest repeated."""
+"""A user's own conversations: read whole or refused row by row, part of them held back, the rest learned."""
 
 from __future__ import annotations
 
 import json
-import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -130,14 +129,3 @@ def hold_back(rows: list[Row]) -> tuple[list[Row], list[Row]]:
     count = max(1, round(HELD_BACK * len(rows)))
     chosen = set(sorted(range(len(rows)), key=lambda i: data_hash([rows[i]]))[:count])
     return [r for i, r in enumerate(rows) if i not in chosen], [r for i, r in enumerate(rows) if i in chosen]
-
-
-def repeated(rows: list[Row], seed: int) -> Callable[[int], Iterator[Row]]:
-    """The rows again and again, in a new order each time; endless, and the same for the same chunk."""
-
-    def documents(chunk: int) -> Iterator[Row]:
-        rng = random.Random(seed * 1_000_003 + chunk)
-        while True:
-            yield from rng.sample(rows, len(rows))
-
-    return documents

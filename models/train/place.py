@@ -22,11 +22,11 @@ import torch
 
 from ...errors import BadInput, FailedRun
 from .adapter import fresh_adapter
-from .base import chunked
 from .churn import calls_in, exact_share, replies
 from .data import Rows
 from .held import Held, held_loss, packed
 from .loop import fit, of_steps
+from .passes import batches_of
 from .recipe import Recipe
 
 RATES = (5e-4, 1e-3, 2e-3, 4e-3)
@@ -132,7 +132,7 @@ def place(
     """Train every placement at every rate on the same batches, and the best rate of each once more from another seed.
 
     Args:
-        documents: the number of a chunk -> its documents, endless.
+        documents: the number of a chunk -> its documents, endless; `Passes` where the data has an end.
         recipe: of the whole training; its targets, layers, learning rate and compilation are set here.
         steps: of one run; warm-up and decay keep their share.
         rates: at least 4 learning rates.
@@ -154,7 +154,7 @@ def place(
     # Runs are short: compiling each arm would take longer than it saves.
     recipe = shortened(recipe, steps).model_copy(update={"compile": False})
     layers = AutoConfig.from_pretrained(base).get_text_config().num_hidden_layers
-    batches = list(islice(chunked(recipe, AutoTokenizer.from_pretrained(base), documents)(0), steps))
+    batches = list(islice(batches_of(recipe, AutoTokenizer.from_pretrained(base), documents)(0), steps))
     work = [
         (name, base, recipe.model_copy(update=fields), batches, held, rates, device)
         for name, fields in placements(layers).items()

@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
 
 def conversations(args: argparse.Namespace, base: Path, recipe: Recipe, stack: Any) -> tuple[Any, Any, Held]:
-    """What to train on, by seed and by the number of a chunk, how the card names it, and what to score on."""
+    """What to train on, by seed and the number of a chunk or pass, how the card names it, and what to score on."""
     from .data import data_hash
-    from .examples import fits, hold_back, read_examples, repeated
+    from .examples import fits, hold_back, read_examples
     from .held import of_rows
+    from .passes import Passes
 
     fixed = _fixed_style(args.family, args.style)
     if args.family:
@@ -28,7 +29,7 @@ def conversations(args: argparse.Namespace, base: Path, recipe: Recipe, stack: A
     rows = read_examples(args.data, fits(AutoTokenizer.from_pretrained(base), recipe.length))
     learned, held = hold_back(rows)
     source = {"file": args.data.resolve().name, "rows": len(rows), "trained_on": len(learned)}
-    return partial(repeated, learned), source | {"sha256": data_hash(rows)}, of_rows(held, len(rows))
+    return partial(Passes, learned), source | {"sha256": data_hash(rows)}, of_rows(held, len(rows))
 
 
 def scored_on(args: argparse.Namespace, base: Path, stack: Any) -> Held:

@@ -19,8 +19,9 @@ from trimtab.models.train import churn as churning
 from trimtab.models.train.adapter import SAMPLE, Start, fresh_adapter, train_adapter
 from trimtab.models.train.churn import calls_in, churn, exact_share, first_calls, replies
 from trimtab.models.train.data import data_hash
-from trimtab.models.train.examples import hold_back, repeated
+from trimtab.models.train.examples import hold_back
 from trimtab.models.train.held import Held, held_loss, packed
+from trimtab.models.train.passes import Passes
 from trimtab.models.train.place import Arm, judged, placements, shortened
 from trimtab.models.train.recipe import Recipe
 
@@ -106,7 +107,7 @@ def test_a_checkpoint_of_rows_of_which_one_was_edited_is_refused(
 
     def seen() -> str:
         """What the first documents tell."""
-        return data_hash(itertools.islice(repeated(hold_back(rows)[0], 0)(0), SAMPLE))
+        return data_hash(itertools.islice(Passes(hold_back(rows)[0], 0)(0), SAMPLE))
 
     work = ["--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
     options = ["--recipe", str(recipe), "--base", str(tiny_model), *work]
@@ -402,7 +403,7 @@ def test_each_of_several_seeds_is_what_it_would_be_alone(
 
 def test_an_adapter_trained_further_keeps_its_scaling(tmp_path: Path, tiny_model: Path) -> None:
     recipe = Recipe(steps=1, batch=2, length=96, lr=1e-3, rank=4, alpha=8)
-    rows = partial(repeated, _rows(4))
+    rows = partial(Passes, _rows(4))
     train_adapter(tiny_model, "tiny", rows, {}, recipe, tmp_path / "a")
     file = tmp_path / "a" / "adapter_config.json"
     config = json.loads(file.read_text()) | {"use_rslora": True}

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,10 @@ from trimtab.models.embedded.corpus import axes_of, base_documents, family_group
 from trimtab.models.embedded.families import phrasings
 from trimtab.models.embedded.template import root_of, turns
 from trimtab.models.train import again
-from trimtab.models.train.data import IGNORE, Encoder, Example, clumps, encode, pack, to_rows
+from trimtab.models.train.data import IGNORE, Encoder, Example, Rows, clumps, encode, pack, to_rows
 from trimtab.models.train.examples import fits, hold_back, read_examples
+from trimtab.models.train.passes import Passes, batches_of
+from trimtab.models.train.recipe import Recipe
 from trimtab.tools.builtin import FAMILIES
 
 
@@ -345,6 +348,46 @@ def test_a_tenth_of_a_users_rows_is_held_back_and_always_the_same() -> None:
     assert len(more) == 540
     assert [len(part) for part in hold_back(rows[:3])] == [2, 1]
     assert hold_back(rows[:1]) == (rows[:1], [])  # there must be something to learn from
+
+
+def _asked(number: int, words: int) -> dict[str, Any]:
+    said = f"{number} " + "milk " * words
+    return {"messages": [{"role": "user", "content": said}, {"role": "assistant", "content": "done"}]}
+
+
+@pytest.mark.parametrize("repeat", [1, 2])
+def test_a_users_conversations_are_learned_equally_often_and_a_run_goes_on_where_it_was(
+    tokenizer: Any, repeat: int
+) -> None:
+    # Half of them fill a row, and of the others no two fit into one.
+    documents = [_asked(i, 60 if i % 2 else 90) for i in range(40)]
+    numbers = {tuple(encode(tokenizer, d).ids): i for i, d in enumerate(documents)}
+    recipe = Recipe(steps=90, batch=3, length=max(map(len, numbers)), lr=1.0, seed=5, repeat=repeat)
+    batches = batches_of(recipe, tokenizer, Passes(documents, 5))
+    whole = list(itertools.islice(batches(0), recipe.steps))
+
+    def learned(rows: Rows) -> list[int]:
+        found = []
+        for r in range(len(rows.ids)):
+            members = {*zip(rows.clumps[r].tolist(), rows.branches[r].tolist(), strict=True)} - {(0, 0)}
+            for clump, branch in members:
+                at = (rows.clumps[r] == clump) & (rows.branches[r] == branch)
+                found.append(numbers[tuple(rows.ids[r, at].tolist())])
+        return found
+
+    times: Counter[int] = Counter()
+    for rows in whole:
+        times.update(learned(rows))
+        spread = max(times.values()) - min(times[i] for i in range(len(documents)))
+        assert spread <= repeat
+    assert min(times[i] for i in range(len(documents))) >= 3
+    for start in (1, 24, 25, 26, 60):
+        for rows, same in zip(batches(start), whole[start:], strict=False):
+            assert all((getattr(rows, f.name) == getattr(same, f.name)).all() for f in fields(Rows))
+    other = next(iter(batches_of(recipe, tokenizer, Passes(documents, 6))(0)))
+    assert (other.ids != whole[0].ids).any()
+    with pytest.raises(BadInput, match="anything to learn"):
+        next(batches_of(recipe, tokenizer, Passes([_asked(0, 200)], 0))(0))
 
 
 def test_what_does_not_fit_a_row_is_told(tokenizer: Any) -> None:
