@@ -7,7 +7,8 @@ import json
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from ...errors import BadInput, FailedRun
 from ...home import file_sha256, write_atomic
 from ..card import weights_sha256
-from .churn import Calls, calls_in, churn, exact_share, replies
+from .churn import Calls, churn, exact_share, known, said_calls
 from .data import data_hash, encode
 from .held import Held, losses_on
 from .loop import Point, device_name, fit
@@ -43,16 +44,18 @@ class Run:
         data_sha256: of a sample of what it learned.
         held_loss: on held-out conversations, nats; None without any.
         held_call_loss: the same of the calls in them alone; None without any.
-        calls: what it calls first in each of them; None where it was not asked.
+        calls: what it calls first in each of them (`said_calls`); None where it was not asked.
+        unscored: why it could not be scored, if so; what is then not known is None.
     """
 
     seed: int
     curve: list[Point]
     tensors: dict[str, torch.Tensor]
     data_sha256: str
-    held_loss: float | None
-    held_call_loss: float | None
-    calls: list[Calls] | None
+    held_loss: float | None = None
+    held_call_loss: float | None = None
+    calls: list[Calls | None] | None = None
+    unscored: str | None = None
 
 
 @dataclass(frozen=True)
@@ -196,9 +199,23 @@ def runs(
             for name, parameter in tuned.named_parameters()
             if parameter.requires_grad
         }
-        said = [calls_in(text) for text in replies(tuned, tokenizer, held.documents)] if count > 1 else None
-        good.append(Run(seed, curve, tensors, data_sha256, *losses(tuned), said))
+        ask = partial(said_calls, tuned, tokenizer, held.documents) if count > 1 else None
+        good.append(_scored(Run(seed, curve, tensors, data_sha256), partial(losses, tuned), ask))
     return good, failed
+
+
+def _scored(
+    run: Run, losses: Callable[[], tuple[float | None, float | None]], ask: Callable[[], list[Calls | None]] | None
+) -> Run:
+    """The run with its scores, or with the reason why some are missing: what is trained is not lost to a score."""
+    try:
+        loss, call_loss = losses()
+        run = replace(run, held_loss=loss, held_call_loss=call_loss)
+        return run if ask is None else replace(run, calls=ask())
+    except Exception as error:  # a template or a full GPU may raise whatever it likes
+        why = f"{type(error).__name__}: {error}"
+        print(f"seed {run.seed} is trained, but could not be scored: {why}", file=sys.stderr, flush=True)
+        return replace(run, unscored=why)
 
 
 def final_loss(curve: list[Point]) -> float:
@@ -207,14 +224,15 @@ def final_loss(curve: list[Point]) -> float:
 
 
 def scores(trained: list[Run], held: Held) -> dict[str, Any]:
-    """What the card says of held-out conversations: the first seed's scores, all seeds' losses, churn."""
+    """What the card says of held-out conversations: the first seed's scores, all seeds' losses, churn, in how many
+    first answers all seeds' calls are known, and which seeds could not be scored."""
     losses = [run.held_loss for run in trained if run.held_loss is not None]
     said = [run.calls for run in trained if run.calls is not None]
     return {
         "held_out": held.source,
         "held_loss": _rounded(trained[0].held_loss),
         "held_call_loss": _rounded(trained[0].held_call_loss),
-        "first_calls": _rounded(exact_share(said[0], held.documents) if said else None),
+        "first_calls": _rounded(exact_share(trained[0].calls, held.documents) if trained[0].calls else None),
         "seeds": [
             {
                 "seed": run.seed,
@@ -227,6 +245,8 @@ def scores(trained: list[Run], held: Held) -> dict[str, Any]:
         "held_loss_mean": _rounded(statistics.fmean(losses) if losses else None),
         "held_loss_sd": _rounded(statistics.stdev(losses) if len(losses) > 1 else None),
         "churn": _rounded(churn(said)),
+        "first_answers_known": len(known(said)) if said else None,
+        "unscored": [{"seed": run.seed, "why": run.unscored} for run in trained if run.unscored is not None],
     }
 
 

@@ -237,8 +237,9 @@ def _print_card(card: dict[str, Any], where: Path, as_json: bool) -> None:
 
 def _scores_line(scores: dict[str, Any]) -> str:
     """Held-out scores in words; what is not known is left out."""
+    unscored = scores.get("unscored") or []
     if scores["held_loss"] is None:
-        return "nothing was held out to score on"
+        return f"could not be scored: {unscored[0]['why']}" if unscored else "nothing was held out to score on"
     if "seeds" not in scores:
         return f"held-out loss {scores['held_loss']:.4f} on {scores['held_out']['documents']} conversations"
     line = f"held-out loss {scores['held_loss']:.4f} on {scores['held_out']['documents']} conversations"
@@ -246,7 +247,12 @@ def _scores_line(scores: dict[str, Any]) -> str:
         line += f"; {len(scores['seeds'])} seeds: {scores['held_loss_mean']:.4f} ± {scores['held_loss_sd']:.4f}"
     if scores["first_calls"] is not None:
         line += f"; first calls exact {scores['first_calls']:.1%}"
-    return line if scores["churn"] is None else f"{line}; churn {scores['churn']:.1%}"
+    if scores["churn"] is not None:
+        line += f"; churn {scores['churn']:.1%}"
+    known, asked = scores["first_answers_known"], scores["held_out"]["documents"]
+    if known is not None and known < asked:
+        line += f"; {asked - known} of {asked} first answers are not known"
+    return line + "".join(f"; seed {one['seed']} could not be scored: {one['why']}" for one in unscored)
 
 
 def run_base(args: argparse.Namespace) -> int:

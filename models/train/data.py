@@ -66,7 +66,12 @@ class Rows:
     branches: NDArray[np.int64]
 
 
-def _with_objects(message: Mapping[str, Any]) -> dict[str, Any]:
+def learned(message: Mapping[str, Any]) -> bool:
+    """Whether a message is the assistant's and its loss counts: a turn of OpenAI's `weight` 0 is only read."""
+    return bool(message["role"] == "assistant" and message.get("weight") != 0)
+
+
+def with_objects(message: Mapping[str, Any]) -> dict[str, Any]:
     """The message with tool-call arguments as objects, as chat templates want them."""
     if not message.get("tool_calls"):
         return dict(message)
@@ -81,7 +86,7 @@ def _with_objects(message: Mapping[str, Any]) -> dict[str, Any]:
 class Encoder:
     """Conversations into examples, by the base's own chat template.
 
-    The template says what the model reads; the assistant's turns are learned. The opening is rendered once for
+    The template says what the model reads; the assistant's turns are `learned`. The opening is rendered once for
     conversations that follow one another with the same one.
 
     Args:
@@ -102,7 +107,7 @@ class Encoder:
         Raises:
             BadInput: the template does not extend a conversation turn by turn, so the learned part cannot be told.
         """
-        messages = [_with_objects(m) for m in document["messages"]]
+        messages = [with_objects(m) for m in document["messages"]]
         tools = list(document.get("tools") or []) or None
         head = list(itertools.takewhile(lambda m: m["role"] == "system", messages))
         # Written out to compare them: to Python, 1 and true are equal.
@@ -141,9 +146,9 @@ class Encoder:
         learn: list[bool] = []
         spans = list(self._spans(messages, tools))
         pieces = self._tokenizer([text for text, _ in spans], add_special_tokens=False).input_ids if spans else []
-        for piece, (_, learned) in zip(pieces, spans, strict=True):
+        for piece, (_, counts) in zip(pieces, spans, strict=True):
             ids.extend(piece)
-            learn.extend([learned] * len(piece))
+            learn.extend([counts] * len(piece))
         return tuple(ids), tuple(learn)
 
     def _spans(self, messages: list[dict[str, Any]], tools: Any) -> Iterator[tuple[str, bool]]:
@@ -151,8 +156,10 @@ class Encoder:
         # Content that spells the template's own marks is left to the slow way, and so is an opening.
         opens = bool(tools) or any(m["role"] == "system" for m in messages[:1])
         if self._appends and not opens and MARK not in json.dumps(messages):
-            for text, learned in turns(messages):
-                yield text, learned and (not self._calls_only or CALL in text)
+            spoken = (m for m in messages if m["role"] == "assistant")
+            for text, reply in turns(messages):
+                counts = reply and learned(next(spoken))
+                yield text, counts and (not self._calls_only or CALL in text)
             return
         done = ""
         for i, message in enumerate(messages):
@@ -162,7 +169,7 @@ class Encoder:
             whole = self._render(messages[: i + 1], tools)
             end = self._tokenizer.eos_token
             stop = whole.rfind(end) + len(end) if end and end in whole[len(asked) :] else len(whole)
-            counts = not self._calls_only or bool(message.get("tool_calls"))
+            counts = learned(message) and (not self._calls_only or bool(message.get("tool_calls")))
             for text, learn in ((asked, False), (whole[:stop], counts)):
                 if not text.startswith(done):
                     raise BadInput("the chat template rewrites earlier turns", fix="use a template that only appends")

@@ -22,7 +22,7 @@ import torch
 
 from ...errors import BadInput, FailedRun
 from .adapter import fresh_adapter
-from .churn import calls_in, exact_share, replies
+from .churn import exact_share, said_calls
 from .data import Rows
 from .held import Held, held_loss, packed
 from .loop import fit, of_steps
@@ -45,7 +45,7 @@ class Arm:
         rate: the best learning rate, None where all failed.
         at_edge: whether it is the smallest or the largest that was tried, so a still better one may lie outside.
         pair: held-out loss of two seeds at the best rate.
-        first_calls: share of held-out first turns whose calls are exactly right, mean of the two seeds.
+        first_calls: share of held-out first answers whose calls are exactly right, mean of the two seeds.
         parameters: trainable ones.
         seconds: of training, one run at the best rate.
     """
@@ -219,7 +219,7 @@ def _arm(
         return None if loss is None else _Run(loss, curve[-1].seconds, count, model)
 
     def share(found: _Run) -> float | None:
-        return exact_share([calls_in(t) for t in replies(found.model, tokenizer, held.documents)], held.documents)
+        return exact_share(said_calls(found.model, tokenizer, held.documents), held.documents)
 
     losses: dict[float, float | None] = {}
     best: tuple[float, _Run] | None = None

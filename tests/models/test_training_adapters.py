@@ -15,9 +15,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trimtab.cli import main
 from trimtab.errors import BadInput
-from trimtab.models.train import churn as churning
 from trimtab.models.train.adapter import SAMPLE, Start, fresh_adapter, train_adapter
-from trimtab.models.train.churn import calls_in, churn, exact_share, first_calls, replies
+from trimtab.models.train.churn import NEW_TOKENS, calls_in, churn, exact_share, first_calls, replies, said_calls
 from trimtab.models.train.data import data_hash
 from trimtab.models.train.examples import hold_back
 from trimtab.models.train.held import Held, held_loss, packed
@@ -280,6 +279,8 @@ def test_churn_is_the_mean_share_of_calls_that_differ_over_pairs_of_seeds() -> N
     assert churn([[a, a, a, none], [a, b, a, none]]) == 0.25
     assert churn([[a, a], [a, b], [b, b]]) == pytest.approx((0.5 + 1 + 0.5) / 3)
     assert churn([[a], [none]]) == 1
+    assert churn([[a, None, a, a], [b, a, None, a]]) == 0.5  # of the turns that are known of both
+    assert churn([[a, None], [None, a]]) is None
 
 
 def test_calls_are_compared_as_values() -> None:
@@ -294,28 +295,133 @@ def test_calls_are_compared_as_values() -> None:
     assert exact_share([first_calls(documents[0]), ()], documents) == 1
     assert exact_share([(), ()], documents) == 0
     assert exact_share([()], _rows(1)) is None
+    assert exact_share([None, ()], documents) is None
+    assert exact_share([None, first_calls(documents[0])], [documents[0]] * 2) == 1
 
 
-def test_replies_in_batches_are_those_asked_for_one_by_one(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(churning, "NEW_TOKENS", 12)
+def test_the_first_answer_is_the_first_that_a_user_asked_for_and_that_is_learned() -> None:
+    def turn(number: int, **more: Any) -> dict[str, Any]:
+        return {"role": "assistant", "tool_calls": [{"function": {"name": "add", "arguments": {"x": number}}}], **more}
+
+    user, result = {"role": "user", "content": "go"}, {"role": "tool", "content": "1"}
+    for messages, wanted in (
+        ([user, turn(1), result, turn(2)], 1),
+        ([{"role": "system", "content": "be brief"}, turn(1), user, turn(2)], 2),
+        ([turn(1), result, user, turn(2)], 2),
+        ([user, turn(1, weight=0), user, turn(2, weight=1)], 2),
+    ):
+        assert first_calls({"messages": messages}) == (("add", f'{{"x": {wanted}}}'),)
+    assert first_calls({"messages": [turn(1)]}) == first_calls({"messages": [user, turn(1, weight=0)]}) == ()
+
+
+class _Repeats:
+    """A model that says what it was given, whatever it is asked."""
+
+    training, device = False, "cpu"
+
+    def __init__(self, tokenizer: Any, said: Sequence[str]) -> None:
+        self.pad = tokenizer.pad_token_id
+        self.said = [tokenizer(text + tokenizer.eos_token, add_special_tokens=False).input_ids for text in said]
+
+    def eval(self) -> None: ...
+
+    def train(self, training: bool) -> None: ...
+
+    def generate(self, *, input_ids: torch.Tensor, max_new_tokens: int, **_: Any) -> torch.Tensor:
+        rows = [said[:max_new_tokens] for said in self.said]
+        width = max(map(len, rows))
+        return torch.cat([input_ids, torch.tensor([row + [self.pad] * (width - len(row)) for row in rows])], 1)
+
+
+def test_long_calls_are_read_to_their_end_and_a_reply_without_one_is_not_known(tiny_model: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+
+    def text(number: int, words: int) -> str:
+        arguments = json.dumps({"body": f"{number} " + "please add milk " * words})
+        return f'<tool_call>\n{{"name": "send", "arguments": {arguments}}}\n</tool_call>'
+
+    documents = []
+    for i in range(3):
+        call = {"function": json.loads(text(i, 30).removeprefix("<tool_call>").removesuffix("</tool_call>"))}
+        turns = [{"role": "user", "content": "send"}, {"role": "assistant", "tool_calls": [call]}]
+        documents.append({"messages": turns})
+    right = said_calls(_Repeats(tokenizer, [text(i, 30) for i in range(3)]), tokenizer, documents)
+    assert exact_share(right, documents) == 1
+    other = said_calls(_Repeats(tokenizer, [text(i + 5, 30) for i in range(3)]), tokenizer, documents)
+    assert exact_share(other, documents) == 0
+    assert churn([right, other]) == 1
+    endless = said_calls(_Repeats(tokenizer, [text(0, 30), text(1, 30), text(2, 90)]), tokenizer, documents)
+    assert endless == [*right[:2], None]
+
+
+def test_conversations_that_open_with_a_greeting_are_scored(
+    tmp_path: Path, tiny_model: Path, recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = _rows(30)
+    for row in rows:
+        row["messages"].insert(0, {"role": "assistant", "content": "hello"})
+    data = _write(tmp_path / "mine.jsonl", rows)
+    options = ["--data", str(data), "--recipe", str(recipe), "--base", str(tiny_model), "--json"]
+    assert main(["train", "adapter", "mine", *options, "--seeds", "2", "--out", str(tmp_path / "out")]) == 0
+    scores = json.loads(capsys.readouterr().out)["scores"]
+    assert scores["held_loss"] > 0
+    assert scores["unscored"] == []
+    assert (tmp_path / "out" / "adapter_model.safetensors").exists()
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_an_adapter_that_cannot_be_scored_is_saved_and_its_card_says_why(
+    tmp_path: Path,
+    tiny_model: Path,
+    recipe: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    seeds: int,
+) -> None:
+    def broken(*_: Any, **__: Any) -> Any:
+        raise ValueError("the template has no such turn")
+
+    where = "trimtab.models.train.held.held_loss" if seeds == 1 else "trimtab.models.train.churn.replies"
+    monkeypatch.setattr(where, broken)
+    data = _write(tmp_path / "mine.jsonl", _rows(30))
+    options = ["--data", str(data), "--recipe", str(recipe), "--base", str(tiny_model), "--store", str(tmp_path / "s")]
+    command = ["train", "adapter", "mine", *options, "--seeds", str(seeds)]
+    assert main([*command, "--json"]) == 0
+    told = capsys.readouterr()
+    scores = json.loads(told.out)["scores"]
+    assert "seed 0 is trained, but could not be scored" in told.err
+    why = "ValueError: the template has no such turn"
+    assert scores["unscored"] == [{"seed": seed, "why": why} for seed in range(seeds)]
+    assert (scores["first_calls"], scores["churn"], scores["first_answers_known"]) == (None, None, None)
+    assert (scores["held_loss"] is None) == (seeds == 1)
+    assert (tmp_path / "s" / "mine@1" / "adapter" / "adapter_model.safetensors").exists()
+    assert main([*command, "--replace"]) == 0
+    assert f"could not be scored: {why}" in capsys.readouterr().out
+
+
+def test_replies_in_batches_are_those_asked_for_one_by_one(tiny_model: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
     documents = [
         {"messages": [{"role": "user", "content": "milk " * (1 + 3 * i)}, {"role": "assistant", "content": "ok"}]}
         for i in (4, 0, 2, 1)
     ]
-    alone = []
+    drawn = []
     for document in documents:
         prompt = tokenizer.apply_chat_template(document["messages"][:1], tokenize=False, add_generation_prompt=True)
         ids = tokenizer(prompt, return_tensors="pt").input_ids
         start = ids.shape[1]
-        for _ in range(12):  # no cache, no padding
+        for _ in range(NEW_TOKENS):  # no cache, no padding
             with torch.inference_mode():
                 ids = torch.cat([ids, model(ids, use_cache=False).logits[:, -1].argmax(-1, keepdim=True)], 1)
-        text = tokenizer.decode(ids[0, start:])
-        alone.append(text.split(tokenizer.eos_token)[0])
+        drawn.append(ids[0, start:].tolist())
+    # A random model never ends by itself: let something that it says in some of them be the end.
+    end = next(token for token in drawn[0] if not all(token in said for said in drawn))
+    model.generation_config.eos_token_id = [end]
+    alone = [tokenizer.decode(said[: said.index(end)]) if end in said else None for said in drawn]
     assert replies(model, tokenizer, documents) == alone
-    assert len(set(alone)) > 1
+    assert None in alone
+    assert len({*alone}) > 1
 
 
 def test_the_held_out_loss_is_the_mean_over_learned_tokens(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
