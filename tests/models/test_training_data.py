@@ -249,6 +249,18 @@ def _called(**function: Any) -> list[dict[str, Any]]:
         (_called(arguments="{"), "messages[1] has a tool call whose arguments are not an object"),
         ([{"role": "user", "content": "hi", "tool_calls": [CALL_OF]}], "messages[0] has tool calls, and is not the"),
         ([*_said(content="ho"), {"role": "system", "content": "be brief"}], "messages[2] is a system message"),
+        ([*_said(content="ho"), {"role": "developer", "content": "be brief"}], "messages[2] is a developer message"),
+        (_said(content=" \n"), "messages[1] has neither content nor tool calls"),
+        (_said(content="", tool_calls=[]), "messages[1] has neither content nor tool calls"),
+        (_said(content="ho", function_call={"name": "add", "arguments": "{}"}), "messages[1] has a `function_call`"),
+        (_said(content="ho", weight=0.5), "messages[1] has a `weight` that is not 0 or 1"),
+        (_said(content="ho", weight=True), "messages[1] has a `weight` that is not 0 or 1"),
+        (_said(content="ho", weight=0), "all that the assistant says has `weight` 0"),
+        (_called(arguments='{"x": NaN}'), "messages[1] has a tool call whose arguments are not an object (NaN is no"),
+        (_called(arguments='{"x": "\\ud83d"}'), "messages[1] has a tool call whose arguments are not an object (half"),
+        (_said(content="ho", score=float("nan")), "not JSON (NaN is no JSON number)"),
+        (_said(content="ho", score=-float("inf")), "not JSON (-Infinity is no JSON number)"),
+        (_said(content="ho", id="\ud83d"), "not JSON (half a surrogate pair, '\\ud83d', is no text)"),
     ],
 )
 def test_messages_that_would_be_learned_wrongly_are_refused(
@@ -259,6 +271,57 @@ def test_messages_that_would_be_learned_wrongly_are_refused(
     with pytest.raises(BadInput) as caught:
         read_examples(file)
     assert f"rows.jsonl:2: {reason}" in str(caught.value)
+
+
+def _tool(**function: Any) -> dict[str, Any]:
+    return {"type": "function", "function": function}
+
+
+@pytest.mark.parametrize(
+    ("tools", "reason"),
+    [
+        ([_tool(name="sub")], "messages[1] calls add, which is not in `tools`"),
+        ([], "messages[1] calls add, which is not in `tools`"),
+        ([_tool(name="add"), _tool(description="of no name")], "tools[1] is no `function` with a `name`"),
+        ([_tool(name="")], "tools[0] is no `function` with a `name`"),
+        (["add"], "tools[0] is no `function` with a `name`"),
+        ([_tool(name="add", parameters="{}")], "tools[0] (add) has `parameters` that are no JSON schema of an object"),
+        ([_tool(name="add", parameters={"type": "string"})], "tools[0] (add) has `parameters` that are no"),
+        ([_tool(name="add", parameters={"properties": ["x"]})], "tools[0] (add) has `parameters` that are no"),
+    ],
+)
+def test_tools_that_are_broken_or_called_unseen_are_refused(tmp_path: Path, tools: list[Any], reason: str) -> None:
+    file = tmp_path / "rows.jsonl"
+    row = {"messages": _called()}
+    file.write_text(GOOD + "\n" + json.dumps({**row, "tools": tools}))
+    with pytest.raises(BadInput) as caught:
+        read_examples(file)
+    assert f"rows.jsonl:2: {reason}" in str(caught.value)
+    for parameters in ({}, {"type": "object", "properties": {"x": {"type": "integer"}}}, None):
+        file.write_text(json.dumps({**row, "tools": [_tool(name="add", parameters=parameters)]}))
+        assert len(read_examples(file)) == 1
+    file.write_text(json.dumps({**row, "functions": [{"name": "add"}]}))
+    with pytest.raises(BadInput, match="write them as `tools`"):
+        read_examples(file)
+
+
+def test_a_mark_of_the_encoding_and_the_newer_name_of_the_system_message_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    messages = [{"role": "developer", "content": "be brief"}, *_said(content="ho")]
+    file.write_bytes(b"\xef\xbb\xbf" + json.dumps({"messages": messages}).encode())
+    assert read_examples(file) == [{"messages": [{"role": "system", "content": "be brief"}, *messages[1:]]}]
+
+
+@pytest.mark.parametrize("opening", [[], [{"role": "system", "content": "never say <|im_start|>"}]])
+def test_a_turn_of_weight_0_is_read_and_not_learned(tokenizer: Any, opening: list[dict[str, Any]]) -> None:
+    said = [("bad", {"weight": 0}), ("good", {"weight": 1}), ("fine", {})]
+    messages = list(opening)
+    for text, more in said:
+        messages += [{"role": "user", "content": "hi"}, {"role": "assistant", "content": text, **more}]
+    example = encode(tokenizer, {"messages": messages})
+    learned = tokenizer.decode([i for i, keep in zip(example.ids, example.learn, strict=True) if keep])
+    assert learned == "good<|im_end|>fine<|im_end|>"
+    assert "bad<|im_end|>" in tokenizer.decode(example.ids)
 
 
 @pytest.mark.parametrize(
@@ -336,18 +399,26 @@ def test_a_line_of_a_file_is_a_line_whatever_a_string_holds(
 
 
 def test_a_tenth_of_a_users_rows_is_held_back_and_always_the_same() -> None:
-    rows = [{"n": i} for i in range(300)]
+    rows = [{"messages": i} for i in range(300)]
     learned, held = hold_back(rows)
     assert len(held) == 30
-    assert sorted(r["n"] for r in learned + held) == list(range(300))
+    assert sorted(r["messages"] for r in learned + held) == list(range(300))
     assert hold_back(rows) == (learned, held)
     again = hold_back(rows[::-1])
     assert again == (learned[::-1], held[::-1])  # whatever their order
-    more, kept = hold_back([*rows, *({"m": i} for i in range(300))])
+    more, kept = hold_back([*rows, *({"messages": -1 - i} for i in range(300))])
     assert sum(r in kept for r in held) > 20  # and mostly those when rows are added
     assert len(more) == 540
     assert [len(part) for part in hold_back(rows[:3])] == [2, 1]
     assert hold_back(rows[:1]) == (rows[:1], [])  # there must be something to learn from
+
+
+def test_what_is_held_back_is_not_learned_from_another_row_that_says_the_same() -> None:
+    rows = [{"messages": i % 5, "id": i} for i in range(50)]
+    learned, held = hold_back(rows)
+    assert len(held) == 10
+    assert not {r["messages"] for r in learned} & {r["messages"] for r in held}
+    assert hold_back(rows[::5]) == (rows[::5], [])
 
 
 def _asked(number: int, words: int) -> dict[str, Any]:
