@@ -7,7 +7,9 @@ import errno
 import hashlib
 import os
 import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from .errors import BadInput
 
@@ -74,3 +76,22 @@ def file_sha256(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def indexed_shards(index: Path, weight_map: Mapping[str, Any]) -> list[Path]:
+    """The files beside an index of a model's weights that its `weight_map` names, each once, in order.
+
+    Raises:
+        BadInput: one is missing, or not beside it.
+    """
+    shards = []
+    for name in sorted({str(value) for value in weight_map.values()}):
+        if Path(name).name != name or not (index.parent / name).is_file():
+            raise BadInput(f"shard {name!r} is missing", where=f"{index}: weight_map", fix="Download the model again")
+        shards.append(index.parent / name)
+    return shards
+
+
+def listed_sha256(files: Sequence[Path], sha256: Callable[[Path], str]) -> str:
+    """One SHA-256 for several files: of the lines `name sha256`."""
+    return hashlib.sha256("".join(f"{file.name} {sha256(file)}\n" for file in files).encode()).hexdigest()

@@ -6,14 +6,13 @@ Face causal language model with safetensors weights. Code that comes with a mode
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import BadInput, NotFound
-from ..home import expanded, file_sha256
+from ..home import expanded, file_sha256, indexed_shards, listed_sha256
 
 _hashes: dict[tuple[str, int, int], str] = {}
 """SHA-256 by (path, modification time in ns, size): a model is hashed once per process, and again when it changes."""
@@ -123,16 +122,10 @@ def weights_sha256(path: Path) -> str:
             fix="Only safetensors weights are loaded; convert others with `save_pretrained`",
         )
     weight_map = _json(index).get("weight_map")
-    shards = sorted({str(v) for v in weight_map.values()}) if isinstance(weight_map, dict) else []
+    shards = indexed_shards(index, weight_map if isinstance(weight_map, dict) else {})
     if not shards:
         raise BadInput("the index names no shards", where=f"{index}: weight_map")
-    lines = []
-    for shard in shards:
-        file = path / shard
-        if Path(shard).name != shard or not file.is_file():
-            raise BadInput(f"shard {shard!r} is missing", where=f"{index}: weight_map", fix="Download the model again")
-        lines.append(f"{shard} {_cached_sha256(file)}\n")
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return listed_sha256(shards, _cached_sha256)
 
 
 def _cached_sha256(path: Path) -> str:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
 from ..errors import BadInput, NotFound
-from ..home import file_sha256
+from ..home import file_sha256, indexed_shards, listed_sha256
 
 MAX_TEXT = 1 << 20
 """Largest YAML or JSON file read, in bytes."""
@@ -164,21 +164,17 @@ def model_sha256(directory: Path) -> str:
     if single.is_file():
         return file_sha256(single)
     index = directory / "model.safetensors.index.json"
-    names = _indexed(index) if index.is_file() else sorted(p.name for p in directory.glob("model-*.safetensors"))
-    if not names:
+    shards = _indexed(index) if index.is_file() else sorted(directory.glob("model-*.safetensors"))
+    if not shards:
         raise NotFound(
             "no model.safetensors", where=str(directory), fix="Give the folder of a Hugging Face model in safetensors"
         )
-    for name in names:
-        if Path(name).name != name or not (directory / name).is_file():
-            raise BadInput(f"shard {name!r} is missing", where=f"{index}: weight_map", fix="Download the model again")
-    lines = [f"{name} {file_sha256(directory / name)}\n" for name in names]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return listed_sha256(shards, file_sha256)
 
 
-def _indexed(index: Path) -> list[str]:
+def _indexed(index: Path) -> list[Path]:
     """The shards that an index names, which may be longer than other JSON here. Raises BadInput."""
     try:
-        return sorted({str(name) for name in json.loads(index.read_bytes())["weight_map"].values()})
+        return indexed_shards(index, json.loads(index.read_bytes())["weight_map"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise BadInput("not an index of shards", where=str(index), fix="Download the model again") from None
