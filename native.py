@@ -5,6 +5,9 @@ from __future__ import annotations
 import ctypes
 from pathlib import Path
 
+AMX = Path(__file__).with_name("tiles.cpp")
+"""What code for AMX starts with."""
+
 
 def load_native(*sources: Path) -> ctypes.CDLL | str:
     """The library that `sources` make, one after the other, or why it cannot be had: no compiler, or code that does not
@@ -17,5 +20,7 @@ def load_native(*sources: Path) -> ctypes.CDLL | str:
 
         library: ctypes.CDLL = CppCodeCache.load("\n".join(source.read_text() for source in sources))
     except Exception as error:  # whatever a compiler, or torch's way to call it, may come up with
-        return f"{type(error).__name__}: {(str(error).strip() or 'no reason').splitlines()[0]}"
+        lines = str(error).strip().splitlines() or ["no reason"]
+        told = [line.strip() for line in lines[1:] if "error:" in line.lower()]  # a compiler's own words, if any
+        return f"{type(error).__name__}: {(told or lines)[0]}"
     return library

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ...native import load_native
+from ...native import AMX, load_native
 
 NAME = "trimtab_rows"
 SOURCE = Path(__file__).with_name("attention_rows.cpp")
@@ -37,7 +37,7 @@ def _library(dtype: torch.dtype) -> tuple[Function, Function] | str:
     tiles = dtype == torch.bfloat16
     if tiles and not torch.cpu._is_amx_tile_supported():
         return "the processor has no AMX"
-    library = load_native(SOURCE, TILES) if tiles else load_native(SOURCE)
+    library = load_native(AMX, SOURCE, TILES) if tiles else load_native(SOURCE)
     if isinstance(library, str):
         return library
     if tiles and library.tiles_allowed():

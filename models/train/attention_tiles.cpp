@@ -1,40 +1,8 @@
-// Attention over packed rows in bfloat16, forwards and backwards, for processors with AMX. It comes after attention_rows.cpp
-// and goes as that does, but all lies across: logits are [keys, queries], so that a softmax is made of whole vectors.
-//
-// A tile is 16 rows of 64 bytes. Products are of a tile [16, 32] and a tile of pairs, [16, 16] words, whose word (i, n) holds
-// the entries (2i, n) and (2i + 1, n) of a [32, 16] matrix. Sums are float32; what is multiplied is bfloat16.
+// Attention over packed rows in bfloat16, forwards and backwards, for processors with AMX. It comes after tiles.cpp and
+// attention_rows.cpp and goes as that does, but all lies across: logits are [keys, queries], so that a softmax is made of
+// whole vectors.
 
-#include <sys/syscall.h>
-#include <unistd.h>
-
-typedef uint16_t bf16;
-
-constexpr index_t TILE = 16;
-constexpr index_t STEP = 32;  // entries of a row of a tile, over which a product sums
 constexpr index_t PAIRS = TILE * TILE;
-
-struct alignas(64) TileConfig {
-  uint8_t palette = 1, start = 0, reserved[14] = {};
-  uint16_t bytes[16] = {};
-  uint8_t rows[16] = {};
-  TileConfig() {
-    for (int t = 0; t < 8; t++) bytes[t] = 64, rows[t] = TILE;
-  }
-};
-
-// This thread's tiles, while it lives; what was set before is set again.
-struct Tiles {
-  TileConfig before;
-  Tiles() {
-    const TileConfig mine;
-    _tile_storeconfig(&before);
-    _tile_loadconfig(&mine);
-  }
-  ~Tiles() {
-    if (before.palette) _tile_loadconfig(&before);
-    else _tile_release();
-  }
-};
 
 template <typename T>
 struct Aligned {
@@ -318,12 +286,6 @@ static void tile_backwards(const Shape& z, bf16* dq, bf16* dk, bf16* dv, const b
       }
     }
   }
-}
-
-// Asks Linux for the tiles, once for the process; 0 when they may be used.
-extern "C" int tiles_allowed() {
-  constexpr long REQUEST = 0x1023, TILE_DATA = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
-  return (int)syscall(SYS_arch_prctl, REQUEST, TILE_DATA);
 }
 
 // As attention_forwards and attention_backwards, in bfloat16; logs are float32. dim is 32, 64 or 128.

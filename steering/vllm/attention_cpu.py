@@ -1,8 +1,13 @@
-"""vLLM's attention on a CPU with AMX, kept off the kernel that dies.
+"""vLLM's attention on a CPU: kept off the kernel that dies, and faster where every request computes one token.
 
-For bfloat16 on such a CPU vLLM picks an attention kernel that works in AMX tiles. With adapters enabled it was seen
-to die of SIGILL at `tilezero` in one of OpenMP's threads, at random, in most starts. The AVX-512 kernel, which
-float32 uses anyway, gives the same numbers. `TRIMTAB_AMX=1` lets vLLM choose.
+**AMX.** For bfloat16 on a CPU with AMX, vLLM picks an attention kernel that works in AMX tiles. With adapters enabled
+it was seen to die of SIGILL at `tilezero` in one of OpenMP's threads, at random, in most starts. The AVX-512 kernel,
+which float32 uses anyway, gives the same numbers. `TRIMTAB_AMX=1` lets vLLM choose.
+
+**Decoding.** A step in which each request computes one token reads the whole cache of all of them, and does little
+else. vLLM's kernel reads it at a third of what the memory gives; `decode_native` reads the same cache, as vLLM
+wrote it. Steps with a prompt, and layers with windows, sinks, caps or biases, go vLLM's way.
+`TRIMTAB_STOCK_ATTENTION=1` lets all go that way.
 """
 
 from __future__ import annotations
@@ -11,22 +16,30 @@ import functools
 import os
 from typing import Any
 
-from .versions import require_supported
+import torch
 
-SWITCH = "TRIMTAB_AMX"
+from . import decode_native
+from .launch import AMX, STOCK_ATTENTION
+from .versions import require_supported
 
 _INSTALLED = "_trimtab_installed"
 
 
 def install() -> None:
-    """Keep this process's attention off AMX, unless the environment says otherwise.
+    """Keep this process's attention off AMX and let it decode faster, as far as the environment does not say otherwise.
 
     Raises:
         BadInput: this vLLM is not one that is known.
     """
-    if os.environ.get(SWITCH) == "1":
-        return
     require_supported()
+    if os.environ.get(AMX) != "1":
+        keep_off_amx()
+    if os.environ.get(STOCK_ATTENTION) != "1" and decode_native.why_not() is None:
+        decode_faster()
+
+
+def keep_off_amx() -> None:
+    """Let vLLM take its AVX-512 kernel where it would take the AMX one."""
     from vllm.v1.attention.backends import cpu_attn
 
     stock = cpu_attn._get_attn_isa
@@ -40,3 +53,60 @@ def install() -> None:
 
     setattr(_get_attn_isa, _INSTALLED, True)
     cpu_attn._get_attn_isa = _get_attn_isa
+
+
+def decode_faster() -> None:
+    """Let steps in which every request computes one token go through `decode_native`."""
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl
+
+    stock = CPUAttentionBackendImpl.forward
+    if getattr(stock, _INSTALLED, False):
+        return
+
+    @functools.wraps(stock)
+    def forward(
+        self: Any,
+        layer: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        kv_cache: torch.Tensor,
+        attn_metadata: Any,
+        output: torch.Tensor,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        step = attn_metadata
+        if step is None or step.max_query_len != 1 or kwargs.get("output_scale") is not None:
+            return stock(self, layer, query, key, value, kv_cache, step, output, **kwargs)
+        tokens = step.num_actual_tokens
+        # Some threads would have nothing to do, and vLLM shares out one long request among all.
+        few = tokens * self.num_kv_heads < torch.get_num_threads()
+        query_now = query[:tokens]
+        if few or step.seq_lens.shape[0] != tokens or not _plain(self, layer, step, query_now, kv_cache):
+            return stock(self, layer, query, key, value, kv_cache, step, output, **kwargs)
+        decode_native.attend(output[:tokens], query_now, kv_cache, step.block_table, step.seq_lens, self.scale)
+        return output
+
+    setattr(forward, _INSTALLED, True)
+    CPUAttentionBackendImpl.forward = forward
+
+
+def decodes_faster() -> bool:
+    """Whether such steps go through `decode_native` in this process."""
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl
+
+    return bool(getattr(CPUAttentionBackendImpl.forward, _INSTALLED, False))
+
+
+def _plain(impl: Any, layer: Any, step: Any, query: torch.Tensor, cache: torch.Tensor) -> bool:
+    """Whether a layer's attention is softmax over all that came before, of a cache laid out as `decode_native` reads."""
+    return (
+        layer.isa == "vec"
+        and impl.attn_type == "decoder"
+        and impl.sliding_window == -1
+        and not impl.logits_soft_cap
+        and impl.alibi_slopes is None
+        and impl.sinks is None
+        and step.dynamic_causal is None
+        and decode_native.takes(query, cache)
+    )

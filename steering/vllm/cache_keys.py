@@ -17,17 +17,17 @@ import hashlib
 import os
 from typing import Any
 
-from .launch import GATES_VARIABLE, ROWS_VARIABLE, STOCK_LORA, TERMS_VARIABLE
+from .launch import GATES_VARIABLE, ROWS_VARIABLE, STOCK_LINEAR, STOCK_LORA, TERMS_VARIABLE
 from .versions import require_supported
 
 SCOPED_KEY = "trimtab_scoped"
 """Field of `extra_args`, above 0 when what is done to a token depends on where the prompt ends: 1 more than the number
 of tokens before that end for which it does (`scope.prompt_end_reach`)."""
 
-LAYOUT = "trimtab-steering-5"
+LAYOUT = "trimtab-steering-6"
 """Changes whenever the edit of the layers does."""
 
-_SIZES = (ROWS_VARIABLE, TERMS_VARIABLE, GATES_VARIABLE, STOCK_LORA)
+_SIZES = (ROWS_VARIABLE, TERMS_VARIABLE, GATES_VARIABLE, STOCK_LORA, STOCK_LINEAR)
 """Variables that change what the layers look like."""
 
 _INSTALLED = "_trimtab_installed"

@@ -43,6 +43,15 @@ prompts."""
 STOCK_LORA = "TRIMTAB_STOCK_LORA"
 """Set to 1, vLLM's own LoRA op on the CPU stays, and nothing is compiled where LoRA is on."""
 
+AMX = "TRIMTAB_AMX"
+"""Set to 1, vLLM may take its AMX attention kernel on the CPU."""
+
+STOCK_ATTENTION = "TRIMTAB_STOCK_ATTENTION"
+"""Set to 1, vLLM's own attention decodes on the CPU."""
+
+STOCK_LINEAR = "TRIMTAB_STOCK_LINEAR"
+"""Set to 1, vLLM's own matrix products in float32 stay on a CPU with AMX."""
+
 KEEP_ALIVE = "VLLM_HTTP_TIMEOUT_KEEP_ALIVE"
 """Seconds after which an idle connection is closed, where the environment says it."""
 

@@ -17,7 +17,7 @@ from typing import Any
 from ...errors import TrimtabError
 from ..profile import load_profile
 from ..strength import at_strength
-from . import attention_cpu, lora_cpu, runner, runner_v1, runner_v2, seeds_cpu
+from . import attention_cpu, linear_cpu, lora_cpu, runner, runner_v1, runner_v2, seeds_cpu
 from .door import open_door
 from .launch import TERMS_VARIABLE, bank_rows
 from .plugin import SWITCH
@@ -45,6 +45,8 @@ class SteeringExtension:
                 "rows_used": bank.rows_used,
                 "terms": bank.columns,
                 "lora_op": lora_cpu.describe(),
+                "attention": "trimtab" if attention_cpu.decodes_faster() else "stock",
+                "linear": "tiles" if linear_cpu.installed() else "stock",
                 "seeds": "trimtab" if seeds_cpu.installed() else "stock",
                 "lora_slots": lora.max_loras if lora is not None else 0,
             }
@@ -104,4 +106,5 @@ if os.environ.get(SWITCH) == "1":
         _runner.install(bank_rows(), int(os.environ.get(TERMS_VARIABLE, "0")))
     lora_cpu.install()
     attention_cpu.install()
+    linear_cpu.install()
     seeds_cpu.install()
