@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -59,7 +60,7 @@ def decode_faster() -> None:
     """Let steps in which every request computes one token go through `decode_native`."""
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl
 
-    stock = CPUAttentionBackendImpl.forward
+    stock: Callable[..., torch.Tensor] = CPUAttentionBackendImpl.forward
     if getattr(stock, _INSTALLED, False):
         return
 
@@ -99,7 +100,7 @@ def decodes_faster() -> bool:
 
 
 def _plain(impl: Any, layer: Any, step: Any, query: torch.Tensor, cache: torch.Tensor) -> bool:
-    """Whether a layer's attention is softmax over all that came before, of a cache laid out as `decode_native` reads."""
+    """Whether a layer's attention is softmax over all that came before, of a cache as `decode_native` reads it."""
     return (
         layer.isa == "vec"
         and impl.attn_type == "decoder"
