@@ -9,19 +9,18 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from ..errors import EngineError, TrimtabError
 from ..home import home
 from .card import ModelCard, embedded_models, find_model
+from .doctor_compiled import compiled_code
+from .finding import Finding
 from .registry import RunningServer, running_servers
 
 if TYPE_CHECKING:
     from .engines.http import HttpEngine
-
-Status = Literal["ok", "warn", "broken"]
 
 NEEDED_GB = 3.0
 """Memory of a server with an embedded model (measured: 2.5 GB), and the disk that logs and caches may take."""
@@ -29,23 +28,10 @@ NEEDED_GB = 3.0
 PINNED_PROMPT = "Convert 12.5 miles to kilometres"
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One thing looked at. `fix` says what to do, where there is something to do."""
-
-    name: str
-    status: Status
-    detail: str
-    fix: str | None = None
-
-    def as_dict(self) -> dict[str, str | None]:
-        return asdict(self)
-
-
 def examine(port: int = 8000) -> list[Finding]:
     """Look at everything; takes some seconds. Never raises for something that is merely broken."""
     found: list[Finding] = [_python()]
-    found += [*_packages(), *_processor(), *_adapters(), *_room(), _port(port), *_embedded(), *_servers()]
+    found += [*_packages(), *_processor(), *compiled_code(), *_room(), _port(port), *_embedded(), *_servers()]
     return found
 
 
@@ -166,28 +152,6 @@ def _processor() -> Iterator[Finding]:
     yield Finding("attention kernel", "ok", detail)
     if platform.machine() == "x86_64" and flags and "avx2" not in flags:
         yield Finding("processor", "broken", "vLLM's CPU build needs AVX2", "Use --engine transformers")
-
-
-def _adapters() -> Iterator[Finding]:
-    """What adapters go through in a vLLM on the CPU, `steering/vllm/lora_cpu.py` says why it matters."""
-    import os
-
-    from ..steering.vllm.launch import STOCK_LORA
-
-    if importlib.util.find_spec("torch") is None:
-        return
-    from ..steering.vllm import lora_native
-
-    name = "LoRA on the CPU"
-    if os.environ.get(STOCK_LORA) == "1":
-        detail = (
-            f"vLLM's own op ({STOCK_LORA}=1): slow, and requests to the base model may get the last adapter's weights"
-        )
-        yield Finding(name, "warn", detail, f"Unset {STOCK_LORA}")
-    elif (reason := lora_native.why_not()) is not None:
-        yield Finding(name, "warn", f"Trimtab's op, in torch: nothing compiles here ({reason})", "Install g++")
-    else:
-        yield Finding(name, "ok", "Trimtab's op, compiled for this machine")
 
 
 def _room() -> Iterator[Finding]:

@@ -40,9 +40,9 @@ static inline void store(bfloat16* at, vec values) {
 
 static inline vec larger(vec a, vec b) { return a > b ? a : b; }
 
-// exp(x) for x <= 0, within 2 units of the last place; what is below -87 counts as that.
-static inline vec exponential(vec x) {
-  x = larger(x, vec{} - 87.f);
+// exp(x) for x <= 0, within 2 units of the last place; what is below -87 counts as that. NaN stays NaN.
+static inline vec exponential(vec given) {
+  const vec x = larger(given, vec{} - 87.f);
   constexpr float ROUND = 12582912.f;  // 1.5 * 2^23: what is added to it is rounded to whole numbers
   const vec shifted = x * 1.44269504088896341f + ROUND;
   const vec n = shifted - ROUND;
@@ -55,7 +55,7 @@ static inline vec exponential(vec x) {
   p = p * r + 5.0000001201e-1f;
   p = p * r + 1.f;
   p = p * r + 1.f;
-  return (vec)((vec_int)p + ((vec_int)shifted << 23));
+  return given == given ? (vec)((vec_int)p + ((vec_int)shifted << 23)) : given;
 }
 
 // The same vector with its halves, quarters and so on changed over.

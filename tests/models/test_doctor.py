@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import socket
 import threading
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from trimtab.models import doctor
+from trimtab.models import doctor, doctor_compiled
 from trimtab.models.registry import RunningServer, process_start, register
 from trimtab.models.server import free_port
 
@@ -103,12 +104,43 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Mon
 def test_which_op_adapters_go_through(monkeypatch: pytest.MonkeyPatch) -> None:
     from trimtab.steering.vllm import lora_native
 
-    (compiled,) = doctor._adapters()
+    (compiled,) = doctor_compiled.adapters()
     assert compiled.status == "ok"
     monkeypatch.setattr(lora_native, "why_not", lambda: "no compiler")
-    (in_torch,) = doctor._adapters()
+    (in_torch,) = doctor_compiled.adapters()
     assert (in_torch.status, in_torch.fix) == ("warn", "Install g++")
     monkeypatch.setenv("TRIMTAB_STOCK_LORA", "1")
-    (stock,) = doctor._adapters()
+    (stock,) = doctor_compiled.adapters()
     assert stock.status == "warn"
     assert "last adapter" in stock.detail
+
+
+@pytest.mark.parametrize(
+    ("look", "module", "switch"),
+    [("decoding", "decode_native", "TRIMTAB_STOCK_ATTENTION"), ("products", "linear_native", "TRIMTAB_STOCK_LINEAR")],
+)
+def test_what_is_compiled_for_this_machine(
+    look: str, module: str, switch: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    native = importlib.import_module(f"trimtab.steering.vllm.{module}")
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: True)
+    monkeypatch.setattr(native, "why_not", lambda: None)
+    (compiled,) = getattr(doctor_compiled, look)()
+    assert compiled.status == "ok"
+    assert "vLLM" not in compiled.detail.split(",")[0]
+    monkeypatch.setattr(native, "why_not", lambda: "no compiler")
+    (without,) = getattr(doctor_compiled, look)()
+    assert (without.status, without.fix) == ("warn", "Install g++")
+    assert "no compiler" in without.detail
+    monkeypatch.setenv(switch, "1")
+    (stock,) = getattr(doctor_compiled, look)()
+    assert switch in stock.detail
+
+
+def test_a_processor_without_amx_is_nothing_to_mend(monkeypatch: pytest.MonkeyPatch) -> None:
+    from trimtab.steering.vllm import linear_native
+
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(linear_native, "why_not", lambda: "the processor has no AMX")
+    (finding,) = doctor_compiled.products()
+    assert (finding.status, finding.fix) == ("ok", None)
