@@ -16,7 +16,7 @@ from ..errors import EngineError, TrimtabError
 from ..home import home
 from .card import ModelCard, embedded_models, find_model
 from .doctor_compiled import compiled_code
-from .finding import Finding
+from .finding import Finding, Status
 from .registry import RunningServer, running_servers
 
 if TYPE_CHECKING:

@@ -50,8 +50,6 @@ def decoding() -> Iterator[Finding]:
 
 def products() -> Iterator[Finding]:
     """What layers go through in float32, `steering/vllm/linear_cpu.py`."""
-    import torch
-
     from ..steering.vllm import linear_native
     from ..steering.vllm.launch import STOCK_LINEAR
 
@@ -60,7 +58,7 @@ def products() -> Iterator[Finding]:
         yield Finding(name, "ok", f"vLLM's own products ({STOCK_LINEAR}=1)")
     elif (reason := linear_native.why_not()) is None:
         yield Finding(name, "ok", "AMX tiles, where weights are bfloat16 numbers")
-    elif torch.cpu._is_amx_tile_supported():
-        yield Finding(name, "warn", f"vLLM's own products: no AMX code to be had ({reason})", "Install g++")
-    else:
+    elif reason in (linear_native.NO_AMX, linear_native.NOT_ALLOWED):
         yield Finding(name, "ok", f"vLLM's own products: {reason}")
+    else:
+        yield Finding(name, "warn", f"vLLM's own products: no AMX code to be had ({reason})", "Install g++")

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -33,6 +33,10 @@ def install() -> None:
         BadInput: this vLLM is not one that is known.
     """
     require_supported()
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return
     if os.environ.get(AMX) != "1":
         keep_off_amx()
     if os.environ.get(STOCK_ATTENTION) != "1" and decode_native.why_not() is None:
@@ -74,40 +78,50 @@ def decode_faster() -> None:
         kv_cache: torch.Tensor,
         attn_metadata: Any,
         output: torch.Tensor,
-        **kwargs: Any,
+        output_scale: torch.Tensor | None = None,
+        output_block_scale: torch.Tensor | None = None,
     ) -> torch.Tensor:
         step = attn_metadata
-        if step is None or step.max_query_len != 1 or kwargs.get("output_scale") is not None:
-            return stock(self, layer, query, key, value, kv_cache, step, output, **kwargs)
-        tokens = step.num_actual_tokens
-        # Some threads would have nothing to do, and vLLM shares out one long request among all.
-        few = tokens * self.num_kv_heads < torch.get_num_threads()
-        query_now = query[:tokens]
-        if few or step.seq_lens.shape[0] != tokens or not _plain(self, layer, step, query_now, kv_cache):
-            return stock(self, layer, query, key, value, kv_cache, step, output, **kwargs)
-        decode_native.attend(output[:tokens], query_now, kv_cache, step.block_table, step.seq_lens, self.scale)
-        return output
+        if step is not None and step.max_query_len == 1 and output_scale is None and output_block_scale is None:
+            tokens = step.num_actual_tokens
+            now = (output[:tokens], query[:tokens], kv_cache)
+            if _shared_out(self, step) and plain(self, layer) and decode_native.takes(*now):
+                decode_native.attend(*now, step.block_table, step.seq_lens, self.scale)
+                return output
+        return stock(self, layer, query, key, value, kv_cache, step, output, output_scale, output_block_scale)
 
     setattr(forward, _INSTALLED, True)
     CPUAttentionBackendImpl.forward = forward
 
 
-def decodes_faster() -> bool:
-    """Whether such steps go through `decode_native` in this process."""
+def describe(layers: Iterable[Any]) -> str:
+    """What decoding goes through in this process, given vLLM's layers by name: `trimtab`, `stock`, or how many do."""
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl
 
-    return bool(getattr(CPUAttentionBackendImpl.forward, _INSTALLED, False))
+    impls = [
+        (layer.impl, layer) for layer in layers if isinstance(getattr(layer, "impl", None), CPUAttentionBackendImpl)
+    ]
+    installed = getattr(CPUAttentionBackendImpl.forward, _INSTALLED, False)
+    ours = sum(bool(installed) and plain(impl, layer) for impl, layer in impls)
+    return "stock" if not ours else "trimtab" if ours == len(impls) else f"trimtab in {ours} of {len(impls)} layers"
 
 
-def _plain(impl: Any, layer: Any, step: Any, query: torch.Tensor, cache: torch.Tensor) -> bool:
+def plain(impl: Any, layer: Any) -> bool:
     """Whether a layer's attention is softmax over all that came before, of a cache as `decode_native` reads it."""
     return (
-        layer.isa == "vec"
+        getattr(layer, "isa", None) == "vec"
         and impl.attn_type == "decoder"
         and impl.sliding_window == -1
         and not impl.logits_soft_cap
         and impl.alibi_slopes is None
         and impl.sinks is None
-        and step.dynamic_causal is None
-        and decode_native.takes(query, cache)
+        and not impl.is_fp8_kv_cache
+        and impl.head_size % decode_native.GROUP == 0
     )
+
+
+def _shared_out(impl: Any, step: Any) -> bool:
+    """Whether every request computes one token, and there is work for all threads: vLLM shares out one request, too."""
+    tokens: int = step.num_actual_tokens
+    enough = tokens * impl.num_kv_heads >= torch.get_num_threads()
+    return enough and step.seq_lens.shape[0] == tokens and step.dynamic_causal is None

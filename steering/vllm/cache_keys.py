@@ -17,6 +17,7 @@ import hashlib
 import os
 from typing import Any
 
+from . import linear_cpu
 from .launch import GATES_VARIABLE, ROWS_VARIABLE, STOCK_LINEAR, STOCK_LORA, TERMS_VARIABLE
 from .versions import require_supported
 
@@ -62,8 +63,10 @@ def install() -> None:
 
 
 def layout() -> str:
-    """What the edit of the layers looks like in this process, as far as compiled code depends on it."""
-    return " ".join([LAYOUT, *(f"{name}={os.environ.get(name, '')}" for name in _SIZES)])
+    """What the layers look like in this process, as far as compiled code depends on it. vLLM asks when it compiles,
+    after the weights have been loaded."""
+    sizes = (f"{name}={os.environ.get(name, '')}" for name in _SIZES)
+    return " ".join([LAYOUT, *sizes, f"tiles={linear_cpu.choices()}"])
 
 
 def phase_key(request: Any, end_token_idx: int) -> tuple[str, int] | None:

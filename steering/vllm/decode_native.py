@@ -13,11 +13,8 @@ from ...native import load_native
 
 SOURCE = Path(__file__).with_name("decode_rows.cpp")
 
-LANES = 16
-"""A head's width must be a multiple."""
-
-TOKENS = 32
-"""And the tokens of a block one of this."""
+GROUP = 32
+"""The width of a head and the tokens of a block must be multiples."""
 
 Function = Callable[..., None]
 
@@ -42,17 +39,20 @@ def why_not() -> str | None:
     return _library()[1]
 
 
-def takes(query: torch.Tensor, cache: torch.Tensor) -> bool:
+def takes(out: torch.Tensor, query: torch.Tensor, cache: torch.Tensor) -> bool:
     """Whether `attend` can be asked for tensors like these."""
+    width = query.shape[2]
     return (
-        query.dtype == cache.dtype
+        query.dtype == cache.dtype == out.dtype
+        and out.shape == query.shape
+        and query.stride()[1:] == out.stride()[1:] == (width, 1)
         and query.dtype in _library()[0]
-        and query.shape[2] % LANES == 0
+        and width % GROUP == 0
         and query.shape[1] % cache.shape[1] == 0
-        and cache.shape[2] % TOKENS == 0
+        and cache.shape[2] % GROUP == 0
         and cache.is_cpu
         and cache.stride(3) == 1
-        and cache.stride(2) == cache.shape[3] == 2 * query.shape[2]
+        and cache.stride(2) == cache.shape[3] == 2 * width
     )
 
 
@@ -70,7 +70,7 @@ def attend(
         out, query: [requests, heads, dim], float32 or bfloat16; sums are float32. A row's heads lie together.
         cache: [blocks, key heads, tokens of a block, 2 dim], filled by vLLM for its `vec` kernel: `takes` it.
         table: [requests, blocks of a request or more], int32: its blocks.
-        lengths: [requests], int32: its tokens.
+        lengths: [requests], int32: its tokens. A row of `out` without any is left alone.
         scale: of the logits.
     """
     requests, heads, dim = query.shape

@@ -19,6 +19,9 @@ from .versions import require_supported
 
 _INSTALLED = "_trimtab_installed"
 
+_chosen: list[bool] = []
+"""For each layer that vLLM has asked about in this process, in turn: whether it multiplies by tiles."""
+
 
 def install() -> None:
     """Wrap vLLM's choice, unless the environment asks for the stock one or tiles cannot be had here.
@@ -30,12 +33,16 @@ def install() -> None:
         return
     require_supported()
     from vllm.model_executor.layers import utils
+    from vllm.platforms import current_platform
 
+    if not current_platform.is_cpu():
+        return
     stock = utils.dispatch_cpu_unquantized_gemm
 
     @functools.wraps(stock)
     def dispatch_cpu_unquantized_gemm(layer: torch.nn.Module, remove_weight: bool) -> None:
-        if not use_tiles(layer, remove_weight):
+        _chosen.append(use_tiles(layer, remove_weight))
+        if not _chosen[-1]:
             stock(layer, remove_weight)
 
     setattr(dispatch_cpu_unquantized_gemm, _INSTALLED, True)
@@ -47,6 +54,17 @@ def installed() -> bool:
     from vllm.model_executor.layers import utils
 
     return bool(getattr(utils.dispatch_cpu_unquantized_gemm, _INSTALLED, False))
+
+
+def describe() -> str:
+    """What layers multiply by in this process: `tiles`, `stock`, or how many by tiles."""
+    ours = sum(_chosen)
+    return "stock" if not ours else "tiles" if ours == len(_chosen) else f"tiles in {ours} of {len(_chosen)} layers"
+
+
+def choices() -> str:
+    """Which layers multiply by tiles: compiled code must not be taken for others, and it depends on the weights."""
+    return "".join("01"[chosen] for chosen in _chosen)
 
 
 def use_tiles(layer: Any, remove_weight: bool) -> bool:

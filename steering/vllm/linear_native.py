@@ -22,18 +22,21 @@ STEP = 32
 """Inputs are read so many at a time: their number must be a multiple."""
 TILE = 16
 
+NO_AMX = "the processor has no AMX"
+NOT_ALLOWED = "the system does not allow AMX"
+
 Function = Callable[..., None]
 
 
 @functools.cache
 def _library() -> Function | str:
     if not torch.cpu._is_amx_tile_supported():
-        return "the processor has no AMX"
+        return NO_AMX
     library = load_native(AMX, SOURCE)
     if isinstance(library, str):
         return library
     if library.tiles_allowed():
-        return "the system does not allow AMX"
+        return NOT_ALLOWED
     function: Function = library.linear
     function.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int64] * 5  # type: ignore[attr-defined]
     function.restype = None  # type: ignore[attr-defined]
@@ -72,18 +75,18 @@ def linear(x: torch.Tensor, weight: torch.Tensor, width: int) -> torch.Tensor:
         width: outputs.
 
     Returns:
-        float32, [..., width]. Each row is the same, bit for bit, whatever rows are beside it. Rows with infinities come
-        out as NaN.
+        float32, [..., width]. Each row is the same, bit for bit, whatever rows are beside it. Rows with infinities, or
+        numbers above 3.39e38, come out as NaN; of numbers below 1e-30, bits are lost that count for less than 1e-38.
 
     Raises:
-        ValueError: x is not of that type and width.
+        ValueError: x is not of that type and width, or there are not so many outputs.
     """
     function = _library()
     steps = weight.shape[1]
     if isinstance(function, str):
         raise ValueError(function)
-    if x.dtype != torch.float32 or x.shape[-1] != steps * STEP:
-        raise ValueError(f"{x.dtype} {list(x.shape)} by weights for float32 [..., {steps * STEP}]")
+    if x.dtype != torch.float32 or x.shape[-1] != steps * STEP or width > weight.shape[0] * 2 * TILE:
+        raise ValueError(f"{x.dtype} {list(x.shape)} to {width}, weights for float32 [..., {steps * STEP}]")
     rows = x.reshape(-1, x.shape[-1])
     if rows.stride(1) != 1:
         rows = rows.contiguous()

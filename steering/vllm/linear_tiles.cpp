@@ -16,6 +16,7 @@ constexpr index_t ENTRIES = TILE * STEP;       // of a tile
 constexpr index_t WIDE = 2 * TILE;             // columns of a block of weights, and rows of a block of x
 constexpr index_t AHEAD = 2048;                // bytes of weights
 constexpr index_t CACHE = 1 << 19;             // entries of x's parts at most, unless one block of rows has more
+constexpr index_t HELD = 1 << 21;              // weights of a layer
 
 static inline __m512 lower(__m512i two) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(two)), 16));
@@ -113,6 +114,7 @@ static void multiply(float* y, index_t y_row, const float* x, index_t x_row, con
   for (index_t g = 0; g < tall; g += group) {
     const index_t here = std::min(group, tall - g);
     split_rows(parts, x + g * TILE * x_row, x_row, rows - g * TILE, here, steps);
+    asm volatile("" ::: "memory");  // compilers do not know that loading a tile reads
     for (index_t j = first; j < last; j++)
       for (index_t i = 0; i < here; i += 2) {
         float* to = y + (g + i) * TILE * y_row + j * WIDE;
@@ -125,14 +127,15 @@ static void multiply(float* y, index_t y_row, const float* x, index_t x_row, con
 }
 
 // y [rows, width] from x [rows, 32 steps] and weights as tiles of pairs [width / 32, steps, 2]; the last are padded with
-// zeros. Threads share the rows first, so that none reads what another has just written, and what is left the columns.
+// zeros. Of weights that a cache holds, threads share the rows first, so that none reads what another has just written, and
+// then the columns; of others the columns, so that each weight is read once.
 extern "C" void linear(float* y, const float* x, const void* w, index_t rows, index_t width, index_t steps, index_t y_row,
                        index_t x_row) {
   const index_t tall = (rows + WIDE - 1) / WIDE, blocks = (width + WIDE - 1) / WIDE;
 #pragma omp parallel
   {
     const index_t me = omp_get_thread_num(), all = omp_get_num_threads();
-    index_t down = std::min(all, tall);
+    index_t down = blocks * steps * 2 * ENTRIES <= HELD ? std::min(all, tall) : 1;
     while (all % down) down--;
     const index_t across = all / down, r = me / across, c = me % across;
     const index_t top = tall * r / down * WIDE, end = std::min(rows, tall * (r + 1) / down * WIDE);

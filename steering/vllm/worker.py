@@ -35,6 +35,7 @@ class SteeringExtension:
         def describe() -> dict[str, Any]:
             steering = runner.steering_of(self.model_runner)
             bank, lora = steering.bank, self.model_runner.lora_config
+            layers = self.model_runner.vllm_config.compilation_config.static_forward_context
             return {
                 "vllm": require_supported(),
                 "runner": type(self.model_runner).__qualname__,
@@ -45,8 +46,8 @@ class SteeringExtension:
                 "rows_used": bank.rows_used,
                 "terms": bank.columns,
                 "lora_op": lora_cpu.describe(),
-                "attention": "trimtab" if attention_cpu.decodes_faster() else "stock",
-                "linear": "tiles" if linear_cpu.installed() else "stock",
+                "attention": attention_cpu.describe(layers.values()),
+                "linear": linear_cpu.describe(),
                 "seeds": "trimtab" if seeds_cpu.installed() else "stock",
                 "lora_slots": lora.max_loras if lora is not None else 0,
             }

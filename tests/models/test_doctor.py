@@ -123,7 +123,6 @@ def test_what_is_compiled_for_this_machine(
     look: str, module: str, switch: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     native = importlib.import_module(f"trimtab.steering.vllm.{module}")
-    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: True)
     monkeypatch.setattr(native, "why_not", lambda: None)
     (compiled,) = getattr(doctor_compiled, look)()
     assert compiled.status == "ok"
@@ -140,7 +139,7 @@ def test_what_is_compiled_for_this_machine(
 def test_a_processor_without_amx_is_nothing_to_mend(monkeypatch: pytest.MonkeyPatch) -> None:
     from trimtab.steering.vllm import linear_native
 
-    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
-    monkeypatch.setattr(linear_native, "why_not", lambda: "the processor has no AMX")
-    (finding,) = doctor_compiled.products()
-    assert (finding.status, finding.fix) == ("ok", None)
+    for reason in (linear_native.NO_AMX, linear_native.NOT_ALLOWED):
+        monkeypatch.setattr(linear_native, "why_not", lambda reason=reason: reason)
+        (finding,) = doctor_compiled.products()
+        assert (finding.status, finding.fix) == ("ok", None)

@@ -35,7 +35,7 @@ class Requests:
 
     def attend(self, some: slice = slice(None)) -> torch.Tensor:
         out = torch.full_like(self.query[some], math.nan)
-        assert decode_native.takes(self.query[some], self.cache)
+        assert decode_native.takes(out, self.query[some], self.cache)
         decode_native.attend(out, self.query[some], self.cache, self.table[some], self.lengths[some], SCALE)
         return out
 
@@ -128,6 +128,8 @@ class Impl(SimpleNamespace):
             "logits_soft_cap": 0,
             "alibi_slopes": None,
             "sinks": None,
+            "is_fp8_kv_cache": False,
+            "head_size": some.query.shape[2],
             "scale": SCALE,
         }
         return cls(**{**plain, **others})
@@ -153,6 +155,7 @@ def forward(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(CPUAttentionBackendImpl, "forward", lambda *_, **__: "stock")
     monkeypatch.delenv(STOCK_ATTENTION, raising=False)
     monkeypatch.setenv("TRIMTAB_AMX", "1")  # leaves the choice of kernels alone
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 6)  # as many as there are tasks below
 
     def installed() -> Any:
         attention_cpu.install()
@@ -170,7 +173,6 @@ def test_a_step_of_one_token_each_goes_our_way(forward: Any) -> None:
     padded = torch.cat([some.query, torch.zeros_like(some.query[:1])])
     out = torch.zeros_like(padded)
     run = forward()
-    assert attention_cpu.decodes_faster()
     assert run(Impl.of(some), VEC, padded, None, None, some.cache, step_of(some), out) is out
     assert torch.equal(out[:3], some.attend())
     assert not out[3].any()
@@ -188,7 +190,9 @@ def test_a_step_of_one_token_each_goes_our_way(forward: Any) -> None:
         ({"alibi_slopes": torch.ones(6)}, {}, "vec"),
         ({"sinks": torch.ones(6)}, {}, "vec"),
         ({"attn_type": "encoder_decoder"}, {}, "vec"),
-        ({"num_kv_heads": 0}, {}, "vec"),  # fewer tasks than threads
+        ({"is_fp8_kv_cache": True}, {}, "vec"),
+        ({"head_size": 80}, {}, "vec"),
+        ({"num_kv_heads": 1}, {}, "vec"),  # fewer tasks than threads
     ],
 )
 def test_every_other_step_goes_the_stock_way(
@@ -208,11 +212,42 @@ def test_caches_that_are_laid_out_otherwise_are_not_read(forward: Any) -> None:
     for cache in (some.cache.bfloat16(), some.cache.transpose(1, 2), some.cache[..., :64], some.cache[:, :, :16]):
         assert run(Impl.of(some), VEC, some.query, None, None, cache, step_of(some), out) == "stock"
     assert run(Impl.of(some), VEC, some.query, None, None, some.cache, None, out) == "stock"
-    scaled = {"output_scale": torch.ones(1)}
-    assert run(Impl.of(some), VEC, some.query, None, None, some.cache, step_of(some), out, **scaled) == "stock"
+    # Heads that lie apart, and outputs that are to be scaled, by place as some of vLLM's layers say it.
+    apart = torch.zeros(3, 6, 128)[..., :64]
+    for query, to in ((apart, out), (some.query, apart), (some.query, out.bfloat16()), (some.query, out[:, :3])):
+        assert run(Impl.of(some), VEC, query, None, None, some.cache, step_of(some), to) == "stock"
+    for scales in ((torch.ones(1), None), (None, torch.ones(1))):
+        assert run(Impl.of(some), VEC, some.query, None, None, some.cache, step_of(some), out, *scales) == "stock"
+
+
+def test_a_row_without_tokens_is_left_alone(forward: Any) -> None:
+    some = requests([9, 64, 31])
+    out, wanted = torch.full_like(some.query, 7.0), some.attend()
+    some.lengths[1] = 0
+    forward()(Impl.of(some), VEC, some.query, None, None, some.cache, step_of(some), out, None, None)
+    assert torch.equal(out[[0, 2]], wanted[[0, 2]])
+    assert (out[1] == 7).all()
+
+
+def test_what_layers_go_through_is_told(forward: Any) -> None:
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl
+
+    def layer(**others: Any) -> SimpleNamespace:
+        impl = CPUAttentionBackendImpl.__new__(CPUAttentionBackendImpl)
+        vars(impl).update(vars(Impl.of(some, **others)))
+        return SimpleNamespace(isa="vec", impl=impl)
+
+    some = requests([9])
+    plain, window, other = layer(), layer(sliding_window=16), SimpleNamespace()
+    assert attention_cpu.describe([plain, other]) == "stock"
+    forward()
+    assert attention_cpu.describe([plain, other]) == "trimtab"
+    assert attention_cpu.describe([plain, window, other]) == "trimtab in 1 of 2 layers"
+    assert attention_cpu.describe([window]) == "stock"
 
 
 def test_the_stock_way_can_be_kept(forward: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(STOCK_ATTENTION, "1")
-    forward()
-    assert not attention_cpu.decodes_faster()
+    some = requests([9, 64, 31])
+    out = torch.zeros_like(some.query)
+    assert forward()(Impl.of(some), VEC, some.query, None, None, some.cache, step_of(some), out) == "stock"

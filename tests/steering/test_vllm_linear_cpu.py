@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,8 +13,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from trimtab.native import load_native
-from trimtab.steering.vllm import linear_cpu, linear_native
+from trimtab.native import AMX, load_native
+from trimtab.steering.vllm import cache_keys, linear_cpu, linear_native
 from trimtab.steering.vllm.launch import STOCK_LINEAR
 
 needs_tiles = pytest.mark.skipif(
@@ -72,10 +70,10 @@ def test_no_bit_of_a_number_is_lost(numbers: list[float]) -> None:
 
 
 @needs_tiles
-@given(rows=st.integers(2, 100), threads=st.integers(1, 3))
-@settings(deadline=None, max_examples=20)
-def test_a_row_is_the_same_in_every_batch(rows: int, threads: int) -> None:
-    weight, x = exact(48, 96), torch.randn(rows, 96, generator=torch.Generator().manual_seed(rows))
+@given(rows=st.integers(2, 100), threads=st.integers(1, 3), shape=st.sampled_from([(48, 96), (2100, 1024)]))
+@settings(deadline=None, max_examples=30)
+def test_a_row_is_the_same_in_every_batch(rows: int, threads: int, shape: tuple[int, int]) -> None:
+    weight, x = exact(*shape), torch.randn(rows, shape[1], generator=torch.Generator().manual_seed(rows))
     alone = torch.cat([product(x[i : i + 1], weight) for i in range(rows)])
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -100,6 +98,8 @@ def test_shapes_and_strides_that_layers_meet() -> None:
         product(torch.randn(2, 96), weight)
     with pytest.raises(ValueError, match="bfloat16"):
         product(torch.randn(2, 64).bfloat16(), weight)
+    with pytest.raises(ValueError, match="65"):
+        torch.ops.trimtab.linear(torch.randn(2, 64), linear_native.pack(weight), 65)
     assert product(torch.full((1, 64), math.inf), weight).isnan().all()
 
 
@@ -138,6 +138,7 @@ def dispatch(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     stock = getattr(utils.dispatch_cpu_unquantized_gemm, "__wrapped__", utils.dispatch_cpu_unquantized_gemm)
     monkeypatch.setattr(utils, "dispatch_cpu_unquantized_gemm", stock)
+    monkeypatch.setattr(linear_cpu, "_chosen", [])
     monkeypatch.delenv(STOCK_LINEAR, raising=False)
 
     def install() -> Any:
@@ -173,6 +174,7 @@ def test_a_layer_of_vllm_multiplies_by_tiles(dispatch: Any, biased: bool, remove
     # Others go vLLM's way.
     odd = weight * 1.001
     torch.testing.assert_close(multiplied(dispatch(), odd, None, remove=remove), X @ odd.T)
+    assert linear_cpu.choices() == "10"
 
 
 def test_the_stock_way_can_be_kept(dispatch: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,17 +200,46 @@ def test_a_compiler_says_in_its_own_words_what_it_does_not_take(tmp_path: Path) 
     assert "nothing_of_the_kind" in str(load_native(source))
 
 
+SETS_TILES_AND_MULTIPLIES = """
+extern "C" int kept(float* y, const float* x, const void* w) {
+  TileConfig before, after;
+  before.rows[3] = 5, before.bytes[3] = 20;
+  asm volatile("ldtilecfg %0" ::"m"(before));
+  linear(y, x, w, 16, 32, 1, 32, 32);
+  asm volatile("sttilecfg %0" : "=m"(after));
+  asm volatile("tilerelease");
+  return after.palette == 1 && after.rows[3] == 5 && after.bytes[3] == 20;
+}
+extern "C" int released(float* y, const float* x, const void* w) {
+  TileConfig after;
+  linear(y, x, w, 16, 32, 1, 32, 32);
+  asm volatile("sttilecfg %0" : "=m"(after));
+  return after.palette == 0;
+}
+"""
+
+
 @needs_tiles
-def test_tiles_of_others_are_put_back() -> None:
-    # oneDNN, too, keeps tiles configured: its bfloat16 products and these, in turns, in a process of their own.
-    code = (
-        "import torch; from trimtab.steering.vllm import linear_native as n\n"
-        "w = torch.randn(64, 64).bfloat16(); x = torch.randn(64, 64).bfloat16()\n"
-        "packed = n.pack(w.float()); first = None\n"
-        "for _ in range(200):\n"
-        "    a, b = x @ w.T, torch.ops.trimtab.linear(x.float(), packed, 64)\n"
-        "    first = first or (a, b); assert torch.equal(a, first[0]) and torch.equal(b, first[1])\n"
-        "print('same')"
-    )
-    done = subprocess.run([sys.executable, "-c", code], env=dict(os.environ), capture_output=True, text=True)
-    assert done.stdout.strip() == "same", done.stderr
+def test_tiles_of_others_are_put_back(tmp_path: Path) -> None:
+    caller = tmp_path / "caller.cpp"
+    caller.write_text(SETS_TILES_AND_MULTIPLIES)
+    library = load_native(AMX, linear_native.SOURCE, caller)
+    assert not isinstance(library, str), library
+    weight, x = exact(32, 32), torch.randn(16, 32)
+    packed = linear_native.pack(weight)
+    assert packed is not None
+    for function in (library.kept, library.released):
+        y = torch.zeros(16, 32)
+        function.argtypes = [ctypes.c_void_p] * 3
+        assert function(y.data_ptr(), x.data_ptr(), packed.data_ptr()) == 1
+        assert torch.equal(y, product(x, weight))
+
+
+def test_compiled_code_is_keyed_by_which_layers_multiply_by_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys, told = set(), []
+    for choices in ([], [True, True], [True, False], [False, True], [False]):
+        monkeypatch.setattr(linear_cpu, "_chosen", choices)
+        keys.add(cache_keys.layout())
+        told.append(linear_cpu.describe())
+    assert len(keys) == 5
+    assert told == ["stock", "tiles", *["tiles in 1 of 2 layers"] * 2, "stock"]
