@@ -87,14 +87,14 @@ def linear(x: torch.Tensor, weight: torch.Tensor, width: int) -> torch.Tensor:
         raise ValueError(function)
     if x.dtype != torch.float32 or x.shape[-1] != steps * STEP or width > weight.shape[0] * 2 * TILE:
         raise ValueError(f"{x.dtype} {list(x.shape)} to {width}, weights for float32 [..., {steps * STEP}]")
-    rows = x.reshape(-1, x.shape[-1])
+    rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
     if rows.stride(1) != 1:
         rows = rows.contiguous()
     y = rows.new_empty(rows.shape[0], width)
     if y.numel():
         sizes = (rows.shape[0], width, steps, width, rows.stride(0))
         function(y.data_ptr(), rows.data_ptr(), weight.data_ptr(), *sizes)
-    return y.view(*x.shape[:-1], width)
+    return y if x.dim() == 2 else y.view(*x.shape[:-1], width)
 
 
 _LIBRARY = torch.library.Library("trimtab", "FRAGMENT")  # type: ignore[no-untyped-call]
