@@ -301,7 +301,8 @@ def _soak(args: argparse.Namespace) -> int:
     else:
         counts = ", ".join(f"{count:,} {kind}" for kind, count in sorted(found.tally.counts.items()))
         print(f"{found.seconds:.0f} s: {counts}")
-        print(f"{found.replayed} distinct answers replayed, at most {found.difference:.2g} nats from the reference")
+        far = "" if found.difference is None else f", at most {found.difference:.2g} nats from the reference"
+        print(f"{found.replayed} distinct answers replayed{far}")
         for text in [*found.tally.wrong, *found.tally.lost][:20]:
             print(f"  {text}")
         _print_bars(bars)

@@ -276,9 +276,10 @@ class Soak:
             self.tally.counts["kills"] += 1
         await self.end.wait()  # the soak ends with its first task
 
-    def replay(self) -> tuple[int, float]:
-        """Hold every distinct answer to the reference; what differs is wrong."""
-        done, worst = 0, 0.0
+    def replay(self) -> tuple[int, float | None]:
+        """Hold every distinct answer to the reference; what differs, or cannot be compared, is wrong. How many there
+        were, and the largest difference in nats; None of none."""
+        done, worst = 0, None
         for case, answers in sorted(self.tally.said.items(), key=lambda item: str(item[0])):
             profile = self.profiles.get(case.name or "")
             if profile is not None and case.strength is not None:
@@ -286,8 +287,8 @@ class Soak:
             for said in answers:
                 scores, _ = self.reference.scored(profile, self.prompts[case.prompt], said.ids)
                 apart = max(abs(a - b) for a, b in zip(scores, said.logprobs, strict=True))
-                worst, done = max(worst, apart), done + 1
-                if apart > TOLERANCE:
+                worst, done = apart if worst is None else max(worst, apart), done + 1
+                if not apart <= TOLERANCE:  # NaN, too
                     self.tally.wrong.append(f"{case}: {apart:.2g} nats from the reference")
         return done, worst
 

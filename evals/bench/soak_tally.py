@@ -62,13 +62,19 @@ class Tally:
 
 @dataclass(frozen=True)
 class Soaked:
-    """The outcome of a soak."""
+    """The outcome of a soak.
+
+    Attributes:
+        seconds: it took.
+        replayed: distinct answers that the reference read.
+        difference: its largest from them, in nats; None where it read none.
+    """
 
     model: str
     seconds: float
     tally: Tally
     replayed: int
-    difference: float
+    difference: float | None
 
     @property
     def answered(self) -> int:

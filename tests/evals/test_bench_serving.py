@@ -6,9 +6,11 @@ import asyncio
 import dataclasses
 import importlib.util
 import json
+import math
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -123,6 +125,20 @@ def test_profiles_to_measure_with_are_different_and_act_on_every_layer(tiny_mode
             assert load_profile(Path(folder)).layers == tuple(range(card.num_layers))
 
 
+def test_replayed_answers_that_cannot_be_compared_are_wrong() -> None:
+    def replayed(scores: list[float]) -> tuple[int, float | None, list[str]]:
+        reference = SimpleNamespace(scored=lambda *_: (scores, 0))
+        tally = Tally(said={Case(None, None, 0, 2): [Said((3, 4), (-1.0, -2.0))]})
+        run: Any = SimpleNamespace(tally=tally, profiles={}, prompts=[[1]], reference=reference)
+        return (*Soak.replay(run), tally.wrong)
+
+    assert replayed([-1.0, -2.0]) == (1, 0.0, [])
+    assert "0.5 nats" in replayed([-1.0, -2.5])[2][0]
+    assert "nan nats" in replayed([math.nan, -2.0])[2][0]
+    run: Any = SimpleNamespace(tally=Tally())
+    assert Soak.replay(run) == (0, None)
+
+
 def test_a_soak_keeps_answers_that_differ_and_counts_what_is_wrong() -> None:
     tally, case = Tally(), Case("p@1", None, 0, 2)
     for logprobs in ((-1.0, -2.0), (-1.0, -2.00001), (-1.0, -2.5)):
@@ -133,7 +149,8 @@ def test_a_soak_keeps_answers_that_differ_and_counts_what_is_wrong() -> None:
     bars = {bar.name: bar for bar in Soaked("m", 1.0, tally, 3, 0.0).bars()}
     assert (bars["swap.ms"].value, bars["swap.ms"].met) == (None, False)
     assert bars["soak.missteered"].met
-    silence = Soaked("m", 1.0, Tally(), 0, 0.0)
+    silence = Soaked("m", 1.0, Tally(), 0, None)
+    assert silence.to_json()["largest_difference_nats"] is None
     assert [(bar.value, bar.met) for bar in silence.bars()] == [(None, False)] * 3
     assert not silence.good
     assert Soaked("m", 1.0, tally, 3, 0.0).good
