@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+Function = Callable[..., None]
 
 AMX = Path(__file__).with_name("tiles.cpp")
 """What code for AMX starts with."""
@@ -24,3 +31,24 @@ def load_native(*sources: Path) -> ctypes.CDLL | str:
         told = [line.strip() for line in lines[1:] if "error:" in line.lower()]  # a compiler's own words, if any
         return f"{type(error).__name__}: {(told or lines)[0]}"
     return library
+
+
+def load_kinds(
+    sources: Sequence[Path], name: str, arguments: Sequence[Any]
+) -> tuple[dict[torch.dtype, Function], str | None]:
+    """The functions `{name}_float32` and `{name}_bfloat16` of what `sources` make, and None; or none, and why.
+
+    Args:
+        arguments: the types of their arguments, as `ctypes` has them; they return nothing.
+    """
+    import torch
+
+    library = load_native(*sources)
+    if isinstance(library, str):
+        return {}, library
+    functions = {
+        dtype: getattr(library, f"{name}_{dtype}".replace("torch.", "")) for dtype in (torch.float32, torch.bfloat16)
+    }
+    for function in functions.values():
+        function.argtypes, function.restype = arguments, None
+    return functions, None

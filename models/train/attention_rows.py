@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +18,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ...native import AMX, load_native
+from ...native import AMX, Function, load_native
 
 NAME = "trimtab_rows"
 SOURCE = Path(__file__).with_name("attention_rows.cpp")
 TILES = Path(__file__).with_name("attention_tiles.cpp")
 DIMS = {torch.float32: (16, 32, 64, 128), torch.bfloat16: (32, 64, 128)}
 """Widths of a head that the kernels take."""
-
-Function = Callable[..., None]
 
 
 @functools.cache

@@ -4,34 +4,22 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from ...native import load_native
+from ...native import Function, load_kinds
 
+VECTORS = Path(__file__).with_name("vectors.cpp")
 SOURCE = Path(__file__).with_name("decode_rows.cpp")
 
 GROUP = 32
 """The width of a head and the tokens of a block must be multiples."""
 
-Function = Callable[..., None]
-
 
 @functools.cache
 def _library() -> tuple[dict[torch.dtype, Function], str | None]:
-    library = load_native(SOURCE)
-    if isinstance(library, str):
-        return {}, library
-    functions: dict[torch.dtype, Function] = {
-        torch.float32: library.attend_float32,
-        torch.bfloat16: library.attend_bfloat16,
-    }
-    for function in functions.values():
-        function.argtypes = [ctypes.c_void_p] * 6 + [ctypes.c_float]  # type: ignore[attr-defined]
-        function.restype = None  # type: ignore[attr-defined]
-    return functions, None
+    return load_kinds((VECTORS, SOURCE), "attend", [ctypes.c_void_p] * 6 + [ctypes.c_float])
 
 
 def why_not() -> str | None:

@@ -3,20 +3,10 @@
 //
 // A task is a request and a key head, with the query heads that share it: what was read serves all of them. Logits stay
 // in this thread's memory, so the softmax is plain. The next block is fetched while one is computed.
+// It comes after vectors.cpp.
 
 #include <algorithm>
-#include <cstdint>
 #include <vector>
-
-#ifdef __clang__
-#pragma clang fp contract(fast)
-#else
-#pragma GCC optimize("fp-contract=fast")
-#endif
-
-typedef float vec __attribute__((vector_size(64), aligned(4), may_alias));
-typedef int32_t vec_int __attribute__((vector_size(64), aligned(4), may_alias));
-typedef uint32_t vec_bits __attribute__((vector_size(64), aligned(4), may_alias));
 
 #ifdef __clang__
 #define PICK(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
@@ -24,17 +14,9 @@ typedef uint32_t vec_bits __attribute__((vector_size(64), aligned(4), may_alias)
 #define PICK(a, b, ...) __builtin_shuffle(a, b, vec_int{__VA_ARGS__})
 #endif
 
-constexpr int64_t LANES = 16;
 constexpr int64_t WIDE = 32;  // tokens, and numbers of a head, that are taken together: blocks and heads are multiples
-constexpr int64_t LINE = 64;   // bytes
+constexpr int64_t LINE = 64;  // bytes
 constexpr float LOWEST = -3e38f;
-
-struct bfloat16 {
-  uint16_t bits;
-};
-
-static inline vec load(const float* from) { return *(const vec*)from; }
-static inline void store(float* at, vec values) { *(vec*)at = values; }
 
 // 32 numbers, as their kind is fastest read: float32 the first 16 and the last, bfloat16 those at even and at odd places.
 struct Group {

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from ...native import AMX, load_native
+from ...native import AMX, Function, load_native
 
 SOURCE = Path(__file__).with_name("linear_tiles.cpp")
 
@@ -24,8 +23,6 @@ TILE = 16
 
 NO_AMX = "the processor has no AMX"
 NOT_ALLOWED = "the system does not allow AMX"
-
-Function = Callable[..., None]
 
 
 @functools.cache

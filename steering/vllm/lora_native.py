@@ -8,15 +8,16 @@ from __future__ import annotations
 import ctypes
 import functools
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ...native import load_native
+from ...native import Function, load_kinds
 
+VECTORS = Path(__file__).with_name("vectors.cpp")
 SOURCE = Path(__file__).with_name("lora_rows.cpp")
 
 BLOCK_ROWS = 6
@@ -27,20 +28,11 @@ MOST_SLICES = 16
 _CALL = "_trimtab_call"
 """On the first B of a module: its `Call`."""
 
-Function = Callable[..., None]
-
 
 @functools.cache
 def _library() -> tuple[dict[torch.dtype, Function], str | None]:
-    library = load_native(SOURCE)
-    if isinstance(library, str):
-        return {}, library
-    functions: dict[torch.dtype, Function] = {torch.float32: library.add_float32, torch.bfloat16: library.add_bfloat16}
     pointer = ctypes.c_void_p
-    for function in functions.values():
-        function.argtypes = [pointer] * 2 + [ctypes.c_int64] * 2 + [pointer] * 4 + [ctypes.c_float]  # type: ignore[attr-defined]
-        function.restype = None  # type: ignore[attr-defined]
-    return functions, None
+    return load_kinds((VECTORS, SOURCE), "add", [pointer] * 2 + [ctypes.c_int64] * 2 + [pointer] * 4 + [ctypes.c_float])
 
 
 def why_not() -> str | None:
