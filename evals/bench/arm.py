@@ -162,9 +162,11 @@ def started(name: str, setup: Setup, log: Path) -> Iterator[Arm]:
 
 def environment(setup: Setup) -> dict[str, str]:
     """The variables of the child: with Trimtab's for steering, or with none of its plugins."""
-    from ...steering.vllm.launch import ROWS_VARIABLE, server_environment
+    from ...steering.vllm.launch import ROWS_VARIABLE, SPINS, server_environment
 
     ours = server_environment([], [], setup.terms, gates=setup.gates)
+    if SPINS not in os.environ:  # no side waits otherwise than stock vLLM does
+        ours.pop(SPINS, None)
     common = {
         "VLLM_LOGGING_LEVEL": "WARNING",
         "OMP_NUM_THREADS": str(setup.threads),

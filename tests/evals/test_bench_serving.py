@@ -17,7 +17,7 @@ import httpx
 import pytest
 from trimtab.cli import main
 from trimtab.errors import EngineError
-from trimtab.evals.bench.arm import Block, Setup, Work, started
+from trimtab.evals.bench.arm import Block, Setup, Work, environment, started
 from trimtab.evals.bench.picture import steering_png, turns_png
 from trimtab.evals.bench.profiles import conditional, vectors
 from trimtab.evals.bench.soak import Soak, soak
@@ -29,7 +29,7 @@ from trimtab.steering.asking import LIMITS, Asker
 from trimtab.steering.profile import load_profile
 from trimtab.steering.reference import Reference
 from trimtab.steering.store import ProfileStore
-from trimtab.steering.vllm.launch import BLOCK_TOKENS
+from trimtab.steering.vllm.launch import BLOCK_TOKENS, server_environment
 
 HERE = importlib.util.find_spec("vllm") is not None
 
@@ -123,6 +123,20 @@ def test_profiles_to_measure_with_are_different_and_act_on_every_layer(tiny_mode
         assert len({sha for _, sha in made}) == len(made)
         for folder, _ in made:
             assert load_profile(Path(folder)).layers == tuple(range(card.num_layers))
+
+
+def test_servers_wait_asleep_and_sides_of_the_benchmark_as_stock_vllm_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    sides = [Setup("vllm", "m"), Setup("vllm", "m", plugin=True), Setup("hooks", "m")]
+    assert server_environment([], [])["GOMP_SPINCOUNT"] == "5000"
+    assert not any("GOMP_SPINCOUNT" in environment(side) for side in sides)
+    monkeypatch.setenv("GOMP_SPINCOUNT", "77")
+    assert server_environment([], [])["GOMP_SPINCOUNT"] == "77"
+    assert {environment(side)["GOMP_SPINCOUNT"] for side in sides} == {"77"}
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    assert "GOMP_SPINCOUNT" not in server_environment([], [])
 
 
 def test_replayed_answers_that_cannot_be_compared_are_wrong() -> None:
