@@ -64,8 +64,8 @@ SPINS = "GOMP_SPINCOUNT"
 
 FEW_SPINS = 5000
 """So often otherwise: a fifth of a millisecond. GCC's own 300,000 take 13, and while something else runs on the same
-cores, every wait for a thread costs as much: two engines at once on two cores took 88 ms for a step, and so take 27. One
-alone takes 9.7 either way."""
+cores every wait for a thread may cost as much: two engines on two cores took 88 ms for a step, and take 27 so.
+One alone is as fast with it as without."""
 
 ENTRY = "vllm.entrypoints.openai.api_server"
 
