@@ -95,15 +95,13 @@ def decode_faster() -> None:
 
 
 def describe(layers: Iterable[Any]) -> str:
-    """What decoding goes through in this process, given vLLM's layers by name: `trimtab`, `stock`, or how many do."""
+    """What decoding goes through in this process, given vLLM's layers: `trimtab`, `stock`, or how many do."""
     from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl
 
-    impls = [
-        (layer.impl, layer) for layer in layers if isinstance(getattr(layer, "impl", None), CPUAttentionBackendImpl)
-    ]
-    installed = getattr(CPUAttentionBackendImpl.forward, _INSTALLED, False)
-    ours = sum(bool(installed) and plain(impl, layer) for impl, layer in impls)
-    return "stock" if not ours else "trimtab" if ours == len(impls) else f"trimtab in {ours} of {len(impls)} layers"
+    installed = bool(getattr(CPUAttentionBackendImpl.forward, _INSTALLED, False))
+    found = [layer for layer in layers if isinstance(getattr(layer, "impl", None), CPUAttentionBackendImpl)]
+    ours = sum(installed and plain(layer.impl, layer) for layer in found)
+    return "stock" if not ours else "trimtab" if ours == len(found) else f"trimtab in {ours} of {len(found)} layers"
 
 
 def plain(impl: Any, layer: Any) -> bool:
