@@ -83,7 +83,8 @@ def test_each_request_sees_its_own_tokens_and_no_others(
     lengths: list[int], kv: int, shared: int, dim: int, block: int, dtype: torch.dtype
 ) -> None:
     some = requests(lengths, kv, shared, dim, block, dtype)
-    near = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 2**-7, "atol": 2**-9}
+    # Logits of 25 are off by some 2e-5 in float32, and so are weights; another token would be off by more than 0.01.
+    near = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 2**-7, "atol": 2**-8}
     torch.testing.assert_close(some.attend().double(), some.truth(), **near)
 
 
@@ -109,7 +110,7 @@ def test_rows_may_lie_apart() -> None:
 def test_logits_far_apart_and_what_is_not_a_number() -> None:
     some = requests([40, 40, 40])
     some.query[0] *= 1e6
-    torch.testing.assert_close(some.attend()[0].double(), some.truth()[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(some.attend()[0].double(), some.truth()[0], rtol=1e-4, atol=1e-4)
     some.query[1, 2, 3] = math.nan
     out = some.attend()
     assert out[1, 2].isnan().all()
