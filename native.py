@@ -15,6 +15,9 @@ Function = Callable[..., None]
 AMX = Path(__file__).with_name("tiles.cpp")
 """What code for AMX starts with."""
 
+VECTORS = Path(__file__).with_name("vectors.cpp")
+"""What code over rows of float32 and bfloat16 starts with."""
+
 
 def load_native(*sources: Path) -> ctypes.CDLL | str:
     """The library that `sources` make, one after the other, or why it cannot be had: no compiler, or code that does not
@@ -33,17 +36,16 @@ def load_native(*sources: Path) -> ctypes.CDLL | str:
     return library
 
 
-def load_kinds(
-    sources: Sequence[Path], name: str, arguments: Sequence[Any]
-) -> tuple[dict[torch.dtype, Function], str | None]:
-    """The functions `{name}_float32` and `{name}_bfloat16` of what `sources` make, and None; or none, and why.
+def load_kinds(source: Path, name: str, arguments: Sequence[Any]) -> tuple[dict[torch.dtype, Function], str | None]:
+    """The functions `{name}_float32` and `{name}_bfloat16` of what `VECTORS` and `source` make, and None; or none, and
+    why.
 
     Args:
         arguments: the types of their arguments, as `ctypes` has them; they return nothing.
     """
     import torch
 
-    library = load_native(*sources)
+    library = load_native(VECTORS, source)
     if isinstance(library, str):
         return {}, library
     functions = {

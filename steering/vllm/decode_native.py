@@ -10,7 +10,6 @@ import torch
 
 from ...native import Function, load_kinds
 
-VECTORS = Path(__file__).with_name("vectors.cpp")
 SOURCE = Path(__file__).with_name("decode_rows.cpp")
 
 GROUP = 32
@@ -19,7 +18,7 @@ GROUP = 32
 
 @functools.cache
 def _library() -> tuple[dict[torch.dtype, Function], str | None]:
-    return load_kinds((VECTORS, SOURCE), "attend", [ctypes.c_void_p] * 6 + [ctypes.c_float])
+    return load_kinds(SOURCE, "attend", [ctypes.c_void_p] * 6 + [ctypes.c_float])
 
 
 def why_not() -> str | None:

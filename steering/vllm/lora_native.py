@@ -17,7 +17,6 @@ import torch
 
 from ...native import Function, load_kinds
 
-VECTORS = Path(__file__).with_name("vectors.cpp")
 SOURCE = Path(__file__).with_name("lora_rows.cpp")
 
 BLOCK_ROWS = 6
@@ -32,7 +31,7 @@ _CALL = "_trimtab_call"
 @functools.cache
 def _library() -> tuple[dict[torch.dtype, Function], str | None]:
     pointer = ctypes.c_void_p
-    return load_kinds((VECTORS, SOURCE), "add", [pointer] * 2 + [ctypes.c_int64] * 2 + [pointer] * 4 + [ctypes.c_float])
+    return load_kinds(SOURCE, "add", [pointer] * 2 + [ctypes.c_int64] * 2 + [pointer] * 4 + [ctypes.c_float])
 
 
 def why_not() -> str | None:
